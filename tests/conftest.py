@@ -1,0 +1,27 @@
+"""Shared fixtures: offline libraries, one compute thread a test, parity data, and real scans where the machine has them."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+
+PARITY = Path(__file__).parent / "data" / "parity"
+
+
+@pytest.fixture(scope="session")
+def parity() -> Path:
+    """What the published code computes on seeded inputs (tests/data/README.md)."""
+    return PARITY
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with `ct/` named by VOXELFM_TEST_DATA; tests that need real scans skip without it."""
+    folder = os.environ.get("VOXELFM_TEST_DATA")
+    if not folder or not (Path(folder) / "ct").is_dir():
+        pytest.skip("set VOXELFM_TEST_DATA to a folder with ct/ to run on real scans")
+    return Path(folder)
