@@ -1,0 +1,1 @@
+"""What travels with the weights: configurations, models, processors (torch, transformers and numpy only)."""
