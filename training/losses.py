@@ -44,8 +44,8 @@ def prototype_cross_entropy(
 ) -> Tensor:
     """Weighted sum of cross entropies, without ever holding the logits of all rows.
 
-    Rows are taken a chunk at a time; the logits and targets of a chunk are computed again in the backward pass instead of
-    being kept. When one chunk holds all rows nothing is recomputed. The result does not depend on the chunk size
+    Rows are taken a chunk at a time; the logits and targets of a chunk are computed again in the backward pass
+    instead of being kept. When one chunk holds all rows nothing is recomputed. The result does not depend on the chunk size
     beyond rounding.
 
     Args:

@@ -17,8 +17,8 @@ class Schedule:
         end: value of the last cosine step and after it.
         warmup_steps: length of the warm-up.
         cosine_steps: length of the cosine.
-        frozen_steps: at the beginning the value is 0 for this many steps, whatever the curve says (the last head layer's
-            learning rate).
+        frozen_steps: at the beginning the value is 0 for this many steps, whatever the curve says (the learning rate
+            of the last head layer).
     """
 
     start: float

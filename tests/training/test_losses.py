@@ -21,7 +21,9 @@ def test_dino_centre_and_targets_follow_four_published_steps(published):
     centre = targets.Centre(32, momentum=0.9)
     for step, temperature in enumerate((0.04, 0.05, 0.06, 0.07)):
         if step:
-            torch.testing.assert_close(centre.value, published[f"dino.step{step}.output.centre_used"], atol=1e-6, rtol=0)
+            torch.testing.assert_close(
+                centre.value, published[f"dino.step{step}.output.centre_used"], atol=1e-6, rtol=0
+            )
         for micro in (0, 1):
             logits = published[f"dino.step{step}.input.teacher{micro}"]
             probabilities = targets.teacher_targets(logits, centre.value, temperature=temperature)
@@ -59,7 +61,9 @@ def test_centre_stays_when_nothing_was_accumulated_or_the_step_is_dropped():
 @pytest.mark.parametrize("max_logits", [2**25, 100, 1])
 def test_dino_local_term_and_gradient(published, max_logits):
     student = published["dino.input.student_local"].clone().requires_grad_()
-    probabilities = targets.teacher_targets(published["dino.input.teacher"], published["dino.input.centre"], temperature=0.05)
+    probabilities = targets.teacher_targets(
+        published["dino.input.teacher"], published["dino.input.centre"], temperature=0.05
+    )
     summed = probabilities.unflatten(0, (2, 3)).sum(0)
     image = torch.arange(12) % 3
     loss = losses.prototype_cross_entropy(
@@ -72,7 +76,9 @@ def test_dino_local_term_and_gradient(published, max_logits):
 
 def test_dino_global_term_and_gradient(published):
     student = published["dino.input.student_global"].clone().requires_grad_()
-    probabilities = targets.teacher_targets(published["dino.input.teacher"], published["dino.input.centre"], temperature=0.05)
+    probabilities = targets.teacher_targets(
+        published["dino.input.teacher"], published["dino.input.centre"], temperature=0.05
+    )
     loss = losses.soft_cross_entropy(student, probabilities).mean()
     loss.backward()
     torch.testing.assert_close(loss, published["dino.output.global_raw"][0], atol=1e-5, rtol=1e-6)
@@ -128,7 +134,11 @@ def test_chunked_loss_keeps_few_logits_for_the_backward_pass():
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         losses.prototype_cross_entropy(
-            rows, prototypes, lambda chunk: torch.full((rows[chunk].shape[0], 1000), 1e-3), torch.ones(64), max_logits=8000
+            rows,
+            prototypes,
+            lambda chunk: torch.full((rows[chunk].shape[0], 1000), 1e-3),
+            torch.ones(64),
+            max_logits=8000,
         ).backward()
     assert largest <= 8000
 

@@ -22,9 +22,7 @@ def published(parity: Path) -> dict:
         ("teacher_temp", schedules.linear_then_constant(start=0.04, end=0.07, warmup_steps=30_000)),
         (
             "last_layer_lr",
-            schedules.learning_rate(
-                peak=1e-3, end=1e-6, warmup_steps=10_000, total_steps=100_000, frozen_steps=1000
-            ),
+            schedules.learning_rate(peak=1e-3, end=1e-6, warmup_steps=10_000, total_steps=100_000, frozen_steps=1000),
         ),
     ],
 )
