@@ -45,8 +45,8 @@ def prototype_cross_entropy(
     """Weighted sum of cross entropies, without ever holding the logits of all rows.
 
     Rows are taken a chunk at a time; the logits and targets of a chunk are computed again in the backward pass
-    instead of being kept. When one chunk holds all rows nothing is recomputed. The result does not depend on the chunk size
-    beyond rounding.
+    instead of being kept. When one chunk holds all rows nothing is recomputed. The chunk size changes the result only
+    by rounding.
 
     Args:
         rows: (rows, width) student outputs before the prototypes.
