@@ -4,6 +4,14 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
+# Every class a saved folder can be loaded as; save_pretrained by itself would name only the class that was saved.
+AUTO_MAP = {
+    "AutoConfig": "configuration_voxelfm.VoxelFMConfig",
+    "AutoModel": "modeling_voxelfm.VoxelFMModel",
+    "AutoBackbone": "modeling_voxelfm.VoxelFMBackbone",
+    "AutoImageProcessor": "image_processing_voxelfm.VoxelFMImageProcessor",
+}
+
 
 @strict
 class VoxelFMConfig(BackboneConfigMixin, PreTrainedConfig):
@@ -71,6 +79,7 @@ class VoxelFMConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs):
+        self.auto_map = kwargs.pop("auto_map", None) or dict(AUTO_MAP)
         self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
         self.set_output_features_output_indices(
             out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
@@ -102,3 +111,5 @@ class VoxelFMConfig(BackboneConfigMixin, PreTrainedConfig):
 
 
 __all__ = ["VoxelFMConfig"]
+
+VoxelFMConfig.register_for_auto_class()

@@ -405,3 +405,6 @@ class VoxelFMBackbone(BackboneMixin, VoxelFMModel):
 
 
 __all__ = ["VoxelFMBackbone", "VoxelFMModel", "VoxelFMPreTrainedModel"]
+
+VoxelFMModel.register_for_auto_class("AutoModel")
+VoxelFMBackbone.register_for_auto_class("AutoBackbone")

@@ -1,5 +1,6 @@
-"""VoxelFM for Hugging Face: `import voxelfm_hf` registers the model, backbone, processor and pipeline with the Auto classes."""
+"""VoxelFM for Hugging Face: `import voxelfm_hf` makes the Auto classes and pipelines of transformers know the model."""
 
+import importlib as _importlib
 import os as _os
 
 # In a bare checkout modeling/, training/, eval/ and model_cards/ lie beside this folder; a wheel has them inside it.
@@ -7,4 +8,33 @@ _root = _os.path.dirname(_os.path.dirname(_os.path.abspath(__file__)))
 if _os.path.isfile(_os.path.join(_root, "pyproject.toml")):
     __path__.append(_root)
 
+from voxelfm_hf.auto import register as _register  # noqa: E402  (needs the line above)
+
 __version__ = "0.1.0"
+
+_EXPORTS = {
+    "VoxelFMConfig": "voxelfm_hf.modeling.configuration_voxelfm",
+    "VoxelFMModel": "voxelfm_hf.modeling.modeling_voxelfm",
+    "VoxelFMBackbone": "voxelfm_hf.modeling.modeling_voxelfm",
+    "VoxelFMImageProcessor": "voxelfm_hf.modeling.image_processing_voxelfm",
+    "Volume": "voxelfm_hf.volumes",
+    "read_volume": "voxelfm_hf.volumes",
+    "find_scans": "voxelfm_hf.volumes",
+    "VoxelFMError": "voxelfm_hf.volumes.errors",
+    "load": "voxelfm_hf.hub",
+}
+__all__ = [*_EXPORTS, "__version__"]
+
+
+def __getattr__(name: str):
+    # Imports on first use: torch, SimpleITK and datasets take seconds to load.
+    if name in _EXPORTS:
+        return getattr(_importlib.import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+_register()
