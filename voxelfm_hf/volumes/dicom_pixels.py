@@ -1,0 +1,188 @@
+"""Stored pixel values of one DICOM image: uncompressed straight from the file, compressed through GDCM."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from voxelfm_hf.volumes.dicom_headers import Slice, Storage
+from voxelfm_hf.volumes.errors import ScanError
+
+BIG_ENDIAN = "1.2.840.10008.1.2.2"
+_UNCOMPRESSED = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", BIG_ENDIAN}
+_RLE = "1.2.840.10008.1.2.5"
+_JPEG = {f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70, 80, 81)}
+_JPEG2000 = {f"1.2.840.10008.1.2.4.{n}" for n in (90, 91)}
+LOSSY = {f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 81, 91)}
+
+
+class PixelReader:
+    """Reads the stored values of slices; keeps one small scratch file for compressed ones.
+
+    Compressed frames are wrapped in a new minimal file (geometry of the image matrix only) before GDCM sees
+    them, so that a damaged or hostile header never reaches the C++ code and no patient data is copied.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> PixelReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def read(self, item: Slice) -> np.ndarray:
+        """Stored values of one image.
+
+        Args:
+            item: the slice.
+
+        Returns:
+            (rows * columns,) integers, unused bits removed.
+
+        Raises:
+            ScanError: damaged, cut short, or a compression that cannot be read.
+        """
+        storage = item.storage
+        if storage.encapsulated:
+            stored = self._decode(item)
+        elif storage.transfer_syntax in _UNCOMPRESSED or not storage.transfer_syntax:
+            stored = self._plain(item)
+        else:
+            raise self._damaged(item)
+        return _used_bits(stored, storage)
+
+    def _damaged(self, item: Slice) -> ScanError:
+        return ScanError(f"{self._path}: the pixels of {item.path.name} are damaged; copy or export the series again.")
+
+    def _plain(self, item: Slice) -> np.ndarray:
+        storage = item.storage
+        order = ">" if storage.transfer_syntax == BIG_ENDIAN else "<"
+        dtype = np.dtype(f"{order}{'i' if storage.signed else 'u'}{storage.bits_allocated // 8}")
+        count = storage.rows * storage.columns
+        offset = storage.data_start + item.frame * storage.frame_bytes
+        stored = np.fromfile(item.path, dtype, count, offset=offset)
+        if stored.size != count:
+            raise self._damaged(item)
+        return stored
+
+    def _decode(self, item: Slice) -> np.ndarray:
+        syntax, storage = item.storage.transfer_syntax, item.storage
+        if syntax not in _JPEG | _JPEG2000 and syntax != _RLE:
+            raise ScanError(
+                f"{self._path}: its pixel compression (transfer syntax {syntax[:64] if _is_uid(syntax) else 'unknown'}) "
+                "cannot be read; decompress the series first, e.g. with gdcmconv --raw."
+            )
+        frame = self._frame(item)
+        size = _coded_size(frame, syntax)
+        if size is not None and size != (storage.rows, storage.columns):
+            raise self._damaged(item)
+        import SimpleITK
+
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="voxelfm-")
+        scratch = Path(self._folder.name) / "frame.dcm"
+        _write_minimal(scratch, frame, storage)
+        SimpleITK.ProcessObject.GlobalWarningDisplayOff()
+        try:
+            reader = SimpleITK.ImageFileReader()
+            reader.SetImageIO("GDCMImageIO")
+            reader.SetFileName(str(scratch))
+            stored = SimpleITK.GetArrayFromImage(reader.Execute())
+        except RuntimeError:
+            raise self._damaged(item) from None
+        if stored.size != storage.rows * storage.columns or stored.dtype.kind not in "iu":
+            raise self._damaged(item)
+        return stored.reshape(-1)
+
+    def _frame(self, item: Slice) -> bytes:
+        """The code stream of one frame."""
+        from pydicom.encaps import get_frame
+
+        try:
+            with open(item.path, "rb") as file:
+                file.seek(item.storage.data_start)
+                return get_frame(file, item.frame, number_of_frames=item.storage.frames)
+        except OSError:
+            raise
+        except Exception:  # pydicom raises anything on damaged item lengths
+            raise self._damaged(item) from None
+
+
+def _is_uid(text: str) -> bool:
+    return bool(text) and all(c in "0123456789." for c in text)
+
+
+def _used_bits(stored: np.ndarray, storage: Storage) -> np.ndarray:
+    """Drop bits above or below the stored ones (old overlays) and extend the sign; no copy when there are none."""
+    low_bit = storage.high_bit + 1 - storage.bits_stored
+    if storage.bits_stored == storage.bits_allocated:
+        return stored
+    wide = stored.dtype.newbyteorder("=")
+    if low_bit == 0:
+        low, high = int(stored.min()), int(stored.max())
+        half = 1 << (storage.bits_stored - 1)
+        if (storage.signed and -half <= low and high < half) or (not storage.signed and 0 <= low and high < 2 * half):
+            return stored
+    values = stored.astype(np.int64) >> low_bit
+    values &= (1 << storage.bits_stored) - 1
+    if storage.signed:
+        values -= (values >> (storage.bits_stored - 1)) << storage.bits_stored
+    return values.astype(wide)
+
+
+def _coded_size(frame: bytes, syntax: str) -> tuple[int, int] | None:
+    """(rows, columns) that a JPEG family code stream claims, so that a lie is refused before memory is taken."""
+    if syntax in _JPEG2000:
+        at = frame.find(b"\xff\x4f\xff\x51")
+        if at < 0 or len(frame) < at + 24:
+            return (0, 0)
+        width, height, left, top = (int.from_bytes(frame[at + n : at + n + 4], "big") for n in (8, 12, 16, 20))
+        return height - top, width - left
+    if syntax == _RLE:
+        return None
+    at = 2
+    while at + 9 <= len(frame) and frame[at] == 0xFF:
+        marker = frame[at + 1]
+        if marker == 0xFF:
+            at += 1
+            continue
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) or marker == 0xF7:
+            return int.from_bytes(frame[at + 5 : at + 7], "big"), int.from_bytes(frame[at + 7 : at + 9], "big")
+        at += 2 + int.from_bytes(frame[at + 2 : at + 4], "big")
+    return (0, 0)
+
+
+def _write_minimal(scratch: Path, frame: bytes, storage: Storage) -> None:
+    """A DICOM file with nothing but the image matrix."""
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.encaps import encapsulate
+    from pydicom.uid import UID
+
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = UID("1.2.840.10008.5.1.4.1.1.7")
+    meta.MediaStorageSOPInstanceUID = UID("2.25.1")
+    meta.TransferSyntaxUID = UID(storage.transfer_syntax)
+    image = Dataset()
+    image.file_meta = meta
+    image.SOPClassUID = meta.MediaStorageSOPClassUID
+    image.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
+    image.Modality = "OT"
+    image.SamplesPerPixel = 1
+    image.PhotometricInterpretation = storage.photometric
+    image.Rows, image.Columns = storage.rows, storage.columns
+    image.BitsAllocated, image.BitsStored, image.HighBit = (
+        storage.bits_allocated,
+        storage.bits_stored,
+        storage.high_bit,
+    )
+    image.PixelRepresentation = int(storage.signed)
+    image.PixelData = encapsulate([frame])
+    image["PixelData"].VR = "OB"
+    image["PixelData"].is_undefined_length = True
+    image.save_as(scratch, enforce_file_format=True)
