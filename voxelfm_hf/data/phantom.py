@@ -106,7 +106,7 @@ def make_phantom(
     spacing_mm = np.array(acquisition.spacing_mm)
     # Thick slices average the anatomy over their thickness, in steps no coarser than the voxels in the plane.
     thickness = acquisition.slice_thickness_mm
-    steps = int(np.clip(np.ceil(thickness / max(2.0, 1.3 * spacing_mm[1])), 1, 6)) | 1
+    steps = int(np.clip(np.rint(thickness / max(2.0, 1.3 * spacing_mm[1])), 1, 6)) | 1
     total: np.ndarray | None = None
     for step in range(steps):
         offset = ((step + 0.5) / steps - 0.5) * thickness

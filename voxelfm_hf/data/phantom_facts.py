@@ -104,8 +104,8 @@ class Acquisition:
     """How the scan was made, independent of the person.
 
     kernel: smooth or sharp, equally likely; noise_hu: standard deviation in soft tissue, 8-18 (smooth) or
-    20-45 (sharp); contrast: equally likely phases; slice_thickness_mm: the slice spacing times 1, 1.25 or 1.5; spacing_mm: (z, y, x);
-    field_of_view_mm: (z, y, x); offset_lps_mm: where the thorax's reference point lies in scanner LPS.
+    20-45 (sharp); contrast: equally likely phases; slice_thickness_mm: the slice spacing times 1, 1.25 or 1.5;
+    spacing_mm and field_of_view_mm: (z, y, x); offset_lps_mm: where the thorax's reference point lies in scanner LPS.
     """
 
     kernel: str

@@ -46,6 +46,7 @@ LABELS = {
     "table": 22,
     "great_vessels": 23,
     "esophagus": 24,
+    "colon": 25,
 }
 # Arterial blood, pulmonary and venous blood, heart muscle, gain of the liver, spleen, kidney.
 CONTRAST_HU = {
@@ -68,7 +69,7 @@ class Tissue:
 def paint_wall(canvas: Canvas, body: Body, rng: np.random.Generator) -> np.ndarray:
     """Skin, fat, muscle and the fat that fills the cavities; returns cage_distance for the grid."""
     grid = canvas.grid
-    marbling = smooth_noise(grid, rng, 15)
+    marbling = smooth_noise(grid, rng, 10)
     skin = body_distance(grid.z, grid.y, grid.x, body)
     cage = cage_distance(grid.z, grid.y, grid.x)
     canvas.paint(canvas.everything, canvas.coverage(skin), -105, LABELS["fat"])
@@ -90,7 +91,7 @@ def _paint_breasts(canvas: Canvas, body: Body) -> None:
         size = 1 + body.fat_mm / 60
         centre = (-2.0, front + 16, side * 72.0)
         canvas.ellipsoid(Ellipsoid(centre, (52 * size, 38 * size, 54 * size)), -100, LABELS["fat"])
-        canvas.ellipsoid(Ellipsoid((-8.0, front - 2, side * 76.0), (24, 11 * size, 26)), 15, LABELS["fat"])
+        canvas.ellipsoid(Ellipsoid((-8.0, front - 4 - 8 * size, side * 76.0), (26, 11 * size, 28)), 15, LABELS["fat"])
 
 
 def paint_abdomen(canvas: Canvas, tissue: Tissue, cage: np.ndarray, rng: np.random.Generator) -> None:
@@ -115,6 +116,11 @@ def paint_abdomen(canvas: Canvas, tissue: Tissue, cage: np.ndarray, rng: np.rand
     )
     bubble = Ellipsoid((-118, -48, 56), (26, 20, 36))
     canvas.ellipsoid(bubble, -950, LABELS["stomach"], within=inside)
+    colon = resample_path(
+        np.array([(-175, -30, -95), (-158, -60, -40), (-165, -66, 20), (-142, -40, 88), (-180, -5, 100)], float), 16
+    )
+    canvas.tubes(curve(colon, 17), 35, LABELS["colon"], within=inside)
+    canvas.tubes(curve(colon - (0, 5, 0), 11), -900, LABELS["colon"], within=inside)
     canvas.ellipsoid(left_lobe, tissue.liver, LABELS["liver"], within=inside)
     canvas.ellipsoid(liver, tissue.liver, LABELS["liver"], within=inside)
     vessel = tissue.blood - 5 if tissue.blood > 60 else tissue.liver - 18
@@ -151,11 +157,11 @@ def paint_lungs(
         share = canvas.coverage(lung_distance(grid.z, grid.y, grid.x, side, cage=cage))
         canvas.paint(canvas.everything, share, parenchyma, LABELS[label])
         lungs[side] = share
-        ends = lung_points(rng, 190, side, body, depth_mm=4)
-        arteries = grow_tree(HILUM[side], ends, end_radius=0.75, root_radius=8)
+        ends = lung_points(rng, 260, side, body, depth_mm=4)
+        arteries = grow_tree(HILUM[side], ends, end_radius=0.95, root_radius=8)
         canvas.tubes(arteries, tissue.blood, LABELS["lung_vessels"], within=share)
-        bronchi = _bronchi(side, ends[::9])
-        canvas.tubes([(a, b, r + 1.3, s + 1.0) for a, b, r, s in bronchi], -60, within=share)
+        bronchi = _bronchi(side, ends[::12])
+        canvas.tubes([(a, b, r + 1.1, s + 0.8) for a, b, r, s in bronchi], -150, within=share)
         canvas.tubes(bronchi, -985, LABELS["airways"], within=share)
     return lungs
 

@@ -98,8 +98,8 @@ class Canvas:
         self, segments: Sequence[Segment], hu: float, label: int | None = None, *, within: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Paint many tapered tubes as one body; returns its voxels (flat index) and signed distances."""
-        index, distance, limit = tube_distances(self.grid, segments)
-        share = np.minimum(self.coverage(distance), limit)
+        index, distance = tube_distances(self.grid, segments)
+        share = self.coverage(distance)
         if within is not None:
             share *= within.reshape(-1)[index]
         self.paint_sparse(index, share, hu, label)
@@ -136,39 +136,48 @@ class Ellipsoid:
         return np.where(slope > 1e-6, level * (level - 1) / np.maximum(slope, 1e-6), -radii.min())
 
 
-def tube_distances(grid: Grid, segments: Sequence[Segment]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Signed distance to the union of tapered tubes, for the voxels near them.
+def tube_distances(grid: Grid, segments: Sequence[Segment]) -> tuple[np.ndarray, np.ndarray]:
+    """Flat indices of the voxels near a union of tapered tubes, and their signed distances in mm.
 
-    Returns flat indices, distances in mm, and the largest share of a voxel that a tube this thin can fill.
+    Around tubes thinner than a voxel the distance is cut off so that no voxel is filled more than the tube can fill it.
     """
-    distance = np.full(grid.shape, 1e3, np.float32)
-    limit = np.zeros(grid.shape, np.float32)
     edge = grid.edge
-    for start, end, radius_start, radius_end in segments:
-        radius = max(radius_start, radius_end)
-        fill = min(1.0, (2 * radius / edge) ** 2)
-        if fill < 0.04:
-            continue  # contributes less than the noise does
-        box = grid.box(np.minimum(start, end) - radius, np.maximum(start, end) + radius)
-        part = grid.part(box)
-        if 0 in part.shape:
-            continue
-        dz, dy, dx = part.z - np.float32(start[0]), part.y - np.float32(start[1]), part.x - np.float32(start[2])
-        along = (end - start).astype(np.float32)
-        length = float(along @ along) or 1.0
-        t = (dz * (along[0] / length) + dy * (along[1] / length)) + dx * (along[2] / length)
-        np.clip(t, 0, 1, out=t)
-        gap = (dz - t * along[0]) ** 2
-        gap += (dy - t * along[1]) ** 2
-        gap += (dx - t * along[2]) ** 2
+    starts, ends = np.array([s[0] for s in segments]), np.array([s[1] for s in segments])
+    radii = np.array([s[2:] for s in segments])
+    thickest = radii.max(1)
+    fills = np.minimum(1, (2 * thickest / edge) ** 2)
+    reach = (thickest + edge)[:, None]
+    shape, first = np.array(grid.shape), np.array([grid.z[0, 0, 0], grid.y[0, 0, 0], grid.x[0, 0, 0]], float)
+    low = np.ceil((np.minimum(starts, ends) - reach - first) / grid.spacing).astype(int).clip(0, shape)
+    high = np.floor((np.maximum(starts, ends) + reach - first) / grid.spacing).astype(int).clip(-1, shape - 1) + 1
+    # A tube that fills less than 4 % of a voxel contributes less than the noise does.
+    visible = np.flatnonzero((high > low).all(1) & (fills >= 0.04))
+    along = (ends - starts).astype(np.float32)
+    length = np.maximum((along**2).sum(1), np.float32(1e-6))
+    starts, taper, wide = starts.astype(np.float32), np.diff(radii, axis=1)[:, 0].tolist(), radii[:, 0].tolist()
+    floors = np.where(fills < 1, (0.5 - fills) * edge, -np.inf).tolist()
+    low, high = low.tolist(), high.tolist()
+    distance = np.full(grid.shape, 1e3, np.float32)
+    for i in visible.tolist():
+        (z0, y0, x0), (z1, y1, x1) = low[i], high[i]
+        dz, dy, dx = grid.z[z0:z1] - starts[i, 0], grid.y[:, y0:y1] - starts[i, 1], grid.x[:, :, x0:x1] - starts[i, 2]
+        az, ay, ax = along[i]
+        unit = along[i] / length[i]
+        t = (dz * unit[0] + dy * unit[1]) + dx * unit[2]
+        np.minimum(np.maximum(t, 0, out=t), 1, out=t)
+        gap = (dz - t * az) ** 2
+        gap += (dy - t * ay) ** 2
+        gap += (dx - t * ax) ** 2
         np.sqrt(gap, out=gap)
-        gap -= np.float32(radius_start) + t * np.float32(radius_end - radius_start)
-        region = distance[box]
+        t *= taper[i]
+        gap -= t
+        gap -= wide[i]
+        if floors[i] > -edge:
+            np.maximum(gap, floors[i], out=gap)
+        region = distance[z0:z1, y0:y1, x0:x1]
         np.minimum(region, gap, out=region)
-        fills = limit[box]
-        np.maximum(fills, np.where(gap < edge, np.float32(fill), 0), out=fills)
     index = np.flatnonzero(distance < edge)
-    return index, distance.reshape(-1)[index], limit.reshape(-1)[index]
+    return index, distance.reshape(-1)[index]
 
 
 def curve(points: np.ndarray, radii: Sequence[float] | float) -> list[Segment]:
