@@ -1,55 +1,82 @@
 """Registration with the Auto classes, each at the moment transformers loads that Auto class.
 
-`import voxelfm_hf` must stay quick, and registering at once would import torch. So every registration waits for
-its transformers module: it runs right after that module's import, or at once where the module is loaded already.
+`import voxelfm_hf` must stay quick, and registering at once would import torch. So every registration waits for the
+transformers module it writes to. It also waits for our own module where that is being imported at the time: the model
+code of transformers imports the Auto classes itself.
 """
 
 import importlib.abc
 import importlib.util
 import sys
 from collections.abc import Callable
+from typing import NamedTuple
 
 
-def _register_config(module) -> None:
+def _register_config(auto) -> None:
     from voxelfm_hf.modeling.configuration_voxelfm import VoxelFMConfig
 
-    module.AutoConfig.register("voxelfm", VoxelFMConfig, exist_ok=True)
+    auto.AutoConfig.register("voxelfm", VoxelFMConfig, exist_ok=True)
 
 
-def _register_models(module) -> None:
+def _register_models(auto) -> None:
     from voxelfm_hf.modeling.configuration_voxelfm import VoxelFMConfig
     from voxelfm_hf.modeling.modeling_voxelfm import VoxelFMBackbone, VoxelFMModel
 
-    module.AutoModel.register(VoxelFMConfig, VoxelFMModel, exist_ok=True)
-    module.AutoBackbone.register(VoxelFMConfig, VoxelFMBackbone, exist_ok=True)
+    auto.AutoModel.register(VoxelFMConfig, VoxelFMModel, exist_ok=True)
+    auto.AutoBackbone.register(VoxelFMConfig, VoxelFMBackbone, exist_ok=True)
 
 
-def _register_image_processor(module) -> None:
+def _register_image_processor(auto) -> None:
     from voxelfm_hf.modeling.configuration_voxelfm import VoxelFMConfig
     from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMImageProcessor
 
-    module.AutoImageProcessor.register(VoxelFMConfig, VoxelFMImageProcessor, exist_ok=True)
+    auto.AutoImageProcessor.register(VoxelFMConfig, VoxelFMImageProcessor, exist_ok=True)
 
 
-def _register_pipeline(module) -> None:
+def _register_pipeline(pipelines) -> None:
     from voxelfm_hf.pipelines import register_pipeline
 
-    register_pipeline(module.PIPELINE_REGISTRY)
+    register_pipeline(pipelines.PIPELINE_REGISTRY)
 
 
-_REGISTRATIONS: dict[str, Callable] = {
-    "transformers.models.auto.configuration_auto": _register_config,
-    "transformers.models.auto.modeling_auto": _register_models,
-    "transformers.models.auto.image_processing_auto": _register_image_processor,
-    "transformers.pipelines": _register_pipeline,
-}
+class _Registration(NamedTuple):
+    theirs: str  # the transformers module that holds the Auto class
+    ours: str  # our module that holds what is registered
+    register: Callable
+
+
+_REGISTRATIONS = [
+    _Registration(
+        "transformers.models.auto.configuration_auto", "voxelfm_hf.modeling.configuration_voxelfm", _register_config
+    ),
+    _Registration("transformers.models.auto.modeling_auto", "voxelfm_hf.modeling.modeling_voxelfm", _register_models),
+    _Registration(
+        "transformers.models.auto.image_processing_auto",
+        "voxelfm_hf.modeling.image_processing_voxelfm",
+        _register_image_processor,
+    ),
+    _Registration("transformers.pipelines", "voxelfm_hf.pipelines", _register_pipeline),
+]
+
+
+def _is_loading(name: str) -> bool:
+    module = sys.modules.get(name)
+    return module is not None and getattr(module.__spec__, "_initializing", False)
+
+
+def _after_import(name: str) -> None:
+    """Runs the registrations that waited for the module `name`, unless their other module is not there yet."""
+    for entry in _REGISTRATIONS:
+        other = {entry.theirs: entry.ours, entry.ours: entry.theirs}.get(name)
+        if other is not None and not _is_loading(other) and entry.theirs in sys.modules:
+            entry.register(sys.modules[entry.theirs])
 
 
 class _RegisterAfterImport(importlib.abc.MetaPathFinder):
-    """Lets the ordinary finders find a module and runs its registration once it is loaded."""
+    """Lets the ordinary finders find a module and runs its registrations once it is loaded."""
 
     def find_spec(self, fullname, path, target=None):
-        if fullname not in _REGISTRATIONS:
+        if all(fullname not in (entry.theirs, entry.ours) for entry in _REGISTRATIONS):
             return None
         sys.meta_path.remove(self)
         try:
@@ -62,9 +89,9 @@ class _RegisterAfterImport(importlib.abc.MetaPathFinder):
 
         def load_and_register(module) -> None:
             load(module)
-            _REGISTRATIONS[fullname](module)
+            _after_import(fullname)
 
-        spec.loader.exec_module = load_and_register
+        spec.loader.exec_module = load_and_register  # type: ignore[method-assign]
         return spec
 
 
@@ -73,7 +100,6 @@ def register() -> None:
     if any(isinstance(finder, _RegisterAfterImport) for finder in sys.meta_path):
         return
     sys.meta_path.insert(0, _RegisterAfterImport())
-    for name, registration in _REGISTRATIONS.items():
-        module = sys.modules.get(name)
-        if module is not None and not getattr(module.__spec__, "_initializing", False):
-            registration(module)
+    for entry in _REGISTRATIONS:
+        if entry.theirs in sys.modules and not _is_loading(entry.theirs):
+            entry.register(sys.modules[entry.theirs])

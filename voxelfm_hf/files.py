@@ -1,0 +1,67 @@
+"""Files and folders that are there whole or not at all."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from voxelfm_hf.volumes.errors import VoxelFMError
+
+
+@contextmanager
+def written_file(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends well and vanishes when it does not.
+
+    Raises:
+        VoxelFMError: the place cannot be written (read-only, full, no folder).
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise VoxelFMError(f"{path} cannot be written: {error.strerror or type(error).__name__}") from None
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def written_folder(path: str | Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that becomes it when the block ends well; `path` must be new or empty.
+
+    Raises:
+        VoxelFMError: the folder is in use or cannot be written.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise VoxelFMError(f"{path} exists already: name a new or empty folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        yield temporary
+        os.chmod(temporary, 0o777 & ~_umask())
+        if path.exists():
+            path.rmdir()
+        os.replace(temporary, path)
+    except OSError as error:
+        raise VoxelFMError(f"{path} cannot be written: {error.strerror or type(error).__name__}") from None
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _umask() -> int:
+    """The process's umask, which temporary files ignore (they are private to the user)."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,91 @@
+"""Models by name: local folders, Hub repositories, and the published checkpoint, which is converted once."""
+
+from importlib import resources
+from pathlib import Path
+
+from voxelfm_hf.volumes.errors import ModelError, VoxelFMError
+
+# The published weights are a training checkpoint; these files of the repository are all it takes to convert them.
+PUBLISHED = {"rmaguado/VoxelFM": ("vitb_3d/checkpoints/99999.pth", "vitb_3d/config.yaml")}
+# Raised when a conversion's result changes, so that older cached ones are not used.
+CONVERSION = 1
+
+
+def load(model: str | Path, *, revision: str | None = None, **kwargs):
+    """The model and its image processor, ready for inference.
+
+    Args:
+        model: A folder, a Hub repository in transformers format, or "rmaguado/VoxelFM": the published .pth is then
+            downloaded and converted once into the Hugging Face cache.
+        revision: Branch, tag or commit on the Hub.
+        **kwargs: Passed to `AutoModel.from_pretrained` (`dtype`, `device_map`, `attn_implementation`, ...).
+
+    Returns:
+        (model in evaluation mode, image processor).
+
+    Raises:
+        ModelError: neither a folder nor a repository that can be reached, or one that is no VoxelFM model.
+    """
+    from transformers import AutoImageProcessor, AutoModel
+
+    folder = resolve_model(model, revision=revision)
+    if not (Path(folder) / "config.json").is_file():
+        raise ModelError(f"{model} has no config.json: it is not a model folder of transformers")
+    try:
+        network = AutoModel.from_pretrained(folder, **kwargs)
+        processor = AutoImageProcessor.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"{model} cannot be loaded as a VoxelFM model: {reason}") from None
+    if network.config.model_type != "voxelfm":
+        raise ModelError(f"{model} is a {network.config.model_type} model, not a VoxelFM one")
+    return network.eval(), processor
+
+
+def resolve_model(model: str | Path, *, revision: str | None = None) -> Path:
+    """The local folder of a model: itself, or the cached snapshot of a Hub repository."""
+    if Path(model).is_dir():
+        return Path(model)
+    if Path(model).exists():
+        raise ModelError(f"{model} is a file: name the folder of a model, or convert a .pth with `voxelfm convert`")
+    if str(model) in PUBLISHED:
+        return _converted(str(model), revision)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(model), revision=revision, ignore_patterns=["*.pth", "*.bin", "*.pt"]))
+    except HFValidationError:
+        raise ModelError(f"{model} is neither a folder nor the name of a Hub repository") from None
+    except LocalEntryNotFoundError:
+        raise ModelError(f"{model} is not a folder, is not in the cache, and the Hub cannot be reached") from None
+    except (HfHubHTTPError, OSError) as error:
+        raise ModelError(f"{model} cannot be fetched from the Hub ({type(error).__name__})") from None
+
+
+def _converted(repository: str, revision: str | None) -> Path:
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    from voxelfm_hf.convert import convert_checkpoint
+
+    try:
+        checkpoint, config = (hf_hub_download(repository, file, revision=revision) for file in PUBLISHED[repository])
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(f"{repository} cannot be fetched from the Hub ({type(error).__name__})") from None
+    commit = Path(checkpoint).parents[len(Path(PUBLISHED[repository][0]).parts) - 1].name
+    cache = Path(constants.HF_HOME) / "voxelfm" / repository.replace("/", "--")
+    folder = cache / f"{commit}-{CONVERSION}"
+    if not folder.is_dir():
+        try:
+            convert_checkpoint(checkpoint, config, folder)
+        except VoxelFMError:
+            # Another process may have converted it meanwhile.
+            if not folder.is_dir():
+                raise
+    return folder
+
+
+def embedded_model() -> Path:
+    """The folder of the small model inside the package."""
+    return Path(str(resources.files("voxelfm_hf") / "assets" / "tiny"))
