@@ -1,0 +1,57 @@
+"""Parameter groups against the published multipliers."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.published_names import published_name
+from voxelfm_hf.modeling.configuration_voxelfm import VoxelFMConfig
+from voxelfm_hf.training.optimizer import multipliers, parameter_groups, set_rates
+from voxelfm_hf.training.self_distillation import HeadSettings, LossSettings, Student
+
+HEAD = HeadSettings(hidden_size=8, bottleneck_size=4, num_prototypes=6)
+
+
+def make_student(num_layers: int = 2, **changes) -> Student:
+    config = VoxelFMConfig(hidden_size=24, num_hidden_layers=num_layers, num_attention_heads=2, patch_size=7, **changes)
+    return Student(config, HEAD, LossSettings())
+
+
+@pytest.mark.parametrize(
+    ("case", "num_layers", "swiglu"), [("backbone_depth12_mlp", 12, False), ("dino_head", 2, False)]
+)
+def test_published_multipliers(parity: Path, case, num_layers, swiglu):
+    published = json.loads((parity / "pretraining" / "param_groups.json").read_text())[case]
+    student = make_student(num_layers, use_swiglu_ffn=swiglu)
+    part = "dino_head" if case == "dino_head" else "backbone"
+    seen = set()
+    for name, _ in getattr(student, part).named_parameters():
+        theirs = published_name(name)
+        rate, decay, is_last = multipliers(f"{part}.{name}", num_layers=num_layers)
+        assert rate == pytest.approx(published[theirs][0], rel=1e-12), name
+        assert [decay, is_last] == published[theirs][1:], name
+        seen.add(theirs)
+    assert seen == set(published)
+
+
+def test_swiglu_layers_have_the_published_multipliers(parity: Path):
+    published = json.loads((parity / "pretraining" / "param_groups.json").read_text())["backbone_depth2_swiglu"]
+    for name, theirs in (("gate_proj", "w12"), ("up_proj", "w12"), ("down_proj", "w3")):
+        for kind in ("weight", "bias"):
+            ours = multipliers(f"backbone.layers.1.mlp.{name}.{kind}", num_layers=2)
+            assert list(ours) == pytest.approx(published[f"blocks.1.mlp.{theirs}.{kind}"])
+
+
+def test_groups_hold_every_parameter_once_and_take_the_rates_of_a_step():
+    student = make_student()
+    groups = parameter_groups(student, num_layers=2)
+    assert sum(len(group["params"]) for group in groups) == len(list(student.parameters()))
+    optimizer = torch.optim.AdamW(groups)
+    set_rates(optimizer, learning_rate=2.0, last_layer_learning_rate=0.0, weight_decay=0.5)
+    rates = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    assert rates[id(student.dino_head.last_layer.parametrizations.weight.original1)] == (0.0, 0.5)
+    assert rates[id(student.backbone.norm.weight)] == (2.0, 0.0)
+    assert rates[id(student.backbone.layers[1].mlp.up_proj.weight)] == (pytest.approx(1.8), 0.5)
+    assert rates[id(student.backbone.embeddings.cls_token)] == (pytest.approx(2.0 * 0.9**3), 0.5)
