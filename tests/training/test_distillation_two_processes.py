@@ -1,0 +1,87 @@
+"""Two gloo processes against one process that holds both halves of the batch."""
+
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+
+from voxelfm_hf.modeling.configuration_voxelfm import VoxelFMConfig
+from voxelfm_hf.training.self_distillation import HeadSettings, LossSettings, Student, Teacher
+
+TEMPERATURE = 0.05
+
+
+def make_pair(targets: str) -> tuple[Student, Teacher]:
+    torch.manual_seed(0)
+    config = VoxelFMConfig(
+        hidden_size=24, num_hidden_layers=2, num_attention_heads=2, patch_size=7, layerscale_value=0.3
+    )
+    # KoLeo looks for neighbours on one rank only: its groups differ between the two runs by construction.
+    loss = LossSettings(targets=targets, koleo_weight=0.0)
+    student = Student(config, HeadSettings(16, 8, 32), loss)
+    return student, Teacher(student)
+
+
+def make_half(rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The share of a rank, view-major; both ranks mask equally many patches."""
+    generator = torch.Generator().manual_seed(rank)
+    masks = torch.zeros(4, 27, dtype=torch.bool)
+    masks[rank, : 5 + rank] = True
+    masks[3 - rank, : 9 - rank] = True
+    return (
+        torch.randn(4, 1, 21, 21, 21, generator=generator),
+        torch.randn(6, 1, 14, 14, 14, generator=generator),
+        masks,
+    )
+
+
+def run_steps(student: Student, wrapped: torch.nn.Module, teacher: Teacher, batch: tuple) -> dict[str, torch.Tensor]:
+    """Two steps of plain gradient descent; weights and centres after them."""
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    for _ in range(2):
+        output = teacher(batch[0], batch[2], temperature=TEMPERATURE)
+        optimizer.zero_grad()
+        wrapped(*batch, output)["total"].backward()
+        optimizer.step()
+        teacher.update(student, momentum=0.9)
+    return {key: value.clone() for key, value in {**student.state_dict(), **teacher.state_dict(prefix="t.")}.items()}
+
+
+def run_rank(rank: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    for targets in ("centring", "sinkhorn"):
+        student, teacher = make_pair(targets)
+        state = run_steps(student, DistributedDataParallel(student), teacher, make_half(rank))
+        torch.save(state, Path(folder) / f"{targets}{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the state of both ranks after a run of two processes."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(run_rank, args=(port, str(folder)), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize("targets", ["centring", "sinkhorn"])
+def test_two_ranks_equal_one_process_with_the_whole_batch(two_ranks: Path, targets: str):
+    ranks = [torch.load(two_ranks / f"{targets}{rank}.pt", weights_only=True) for rank in (0, 1)]
+    halves = [make_half(rank) for rank in (0, 1)]
+    whole = tuple(
+        torch.cat([part.unflatten(0, (views, -1)) for part in parts], dim=1).flatten(0, 1)
+        for parts, views in zip(zip(*halves, strict=True), (2, 3, 2), strict=True)
+    )
+    student, teacher = make_pair(targets)
+    single = run_steps(student, student, teacher, whole)
+    for name, value in single.items():
+        assert torch.equal(ranks[0][name], ranks[1][name]), name
+        torch.testing.assert_close(ranks[0][name], value, atol=2e-6, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
