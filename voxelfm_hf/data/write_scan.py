@@ -1,12 +1,12 @@
 """Writing a volume as a NIfTI file or a DICOM series, with geometry and HU only: no patient, no dates."""
 
+import gzip
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
+from voxelfm_hf.files import written_file, written_folder
 from voxelfm_hf.volumes import Volume
 from voxelfm_hf.volumes.errors import ScanError
 
@@ -34,11 +34,9 @@ def write_nifti(volume: Volume, path: str | os.PathLike) -> Path:
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
-        part = Path(folder) / f"volume{suffix}"
-        nibabel.save(image, part)
-        os.replace(part, path)
+    data = image.to_bytes()
+    with written_file(path) as part:
+        part.write_bytes(gzip.compress(data, 4, mtime=0) if suffix == ".nii.gz" else data)
     return path
 
 
@@ -50,35 +48,21 @@ def write_dicom_series(volume: Volume, folder: str | os.PathLike, *, seed: int =
 
     Args:
         volume: The scan; its slices must be perpendicular to the slice direction.
-        folder: Made if missing; an earlier series written here is replaced, any other content is refused.
+        folder: New or empty.
         seed: Fixes the study, series and image UIDs.
 
     Returns:
         The folder written.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(not _is_ours(p) for p in folder.iterdir())):
-        raise ScanError(f"{folder}: not empty; name a new folder for the DICOM series.")
     offset = max(1024, -int(np.floor(volume.hu.min())))
     if float(volume.hu.max()) + offset > 65535:
         raise ScanError(f"{volume.source}: a range of more than 65535 HU does not fit a DICOM CT image.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as scratch:
-        new, old = Path(scratch) / "new", Path(scratch) / "old"
-        new.mkdir()
+    with written_folder(folder) as part:
         for index in range(len(volume.hu)):
-            _slice_dataset(volume, index, offset, seed).save_as(
-                new / f"slice_{index:04d}.dcm", enforce_file_format=True
-            )
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(new, folder)
-        shutil.rmtree(old, ignore_errors=True)
+            dataset = _slice_dataset(volume, index, offset, seed)
+            dataset.save_as(part / f"slice_{index:04d}.dcm", enforce_file_format=True)
     return folder
-
-
-def _is_ours(path: Path) -> bool:
-    return path.name.startswith("slice_") and path.suffix == ".dcm"
 
 
 def _slice_dataset(volume: Volume, index: int, offset: int, seed: int):
