@@ -87,7 +87,9 @@ def _scan(path: Path) -> Folder:
     if path.is_dir():
         with os.scandir(path) as listing:
             entries = sorted(listing, key=lambda e: e.name)
-        paths = [Path(e.path) for e in entries if not e.name.startswith(".") and e.is_file() and has_dicom_magic(e.path)]
+        paths = [
+            Path(e.path) for e in entries if not e.name.startswith(".") and e.is_file() and has_dicom_magic(e.path)
+        ]
         if not paths:
             inside = any(e.is_dir() for e in entries)
             advice = "give one of its subfolders, or let `voxelfm embed` search it" if inside else "check the path"
@@ -96,7 +98,9 @@ def _scan(path: Path) -> Folder:
         paths = [path]
     folder = scan_folder(paths)
     if not folder.stacks:
-        raise ScanError(f"{path}: there is no CT image that can be placed in space; it holds {_listed(folder.skipped)}.")
+        raise ScanError(
+            f"{path}: there is no CT image that can be placed in space; it holds {_listed(folder.skipped)}."
+        )
     return folder
 
 
@@ -117,7 +121,8 @@ def _choose(path: Path, folder: Folder, series: int | None) -> tuple[Stack, list
     listing += f"; and {len(stacks) - 9} more" if len(stacks) > 9 else ""
     if series is None and len({s.slices[0].study for s in stacks}) > 1:
         raise ScanError(
-            f"{path}: the folder mixes several patients or studies; choose with --series (series= in Python): {listing}."
+            f"{path}: the folder mixes several patients or studies; "
+            f"choose with --series (series= in Python): {listing}."
         )
     if series is not None and not 1 <= series <= len(stacks):
         raise ScanError(f"{path}: there is no series {series}; the folder holds {listing}.")
@@ -152,7 +157,7 @@ def _drop_repeats(path: Path, stack: Stack, reader: PixelReader, notes: list[str
             same = (first.slope, first.intercept) == (other.slope, other.intercept)
             if not same or not np.array_equal(image, reader.read(other)):
                 raise ScanError(
-                    f"{path}: different images lie at the same place (several phases or reconstructions in one series); "
+                    f"{path}: different images lie at the same place (phases or reconstructions in one series); "
                     "put each in a folder of its own."
                 )
             dropped += 1
@@ -160,15 +165,15 @@ def _drop_repeats(path: Path, stack: Stack, reader: PixelReader, notes: list[str
     notes.append(f"{dropped} duplicate slices with identical pixels were ignored")
 
 
-def _read_pixels(
-    path: Path, stack: Stack, spacing: Spacing, reader: PixelReader, notes: list[str]
-) -> HounsfieldBuffer:
+def _read_pixels(path: Path, stack: Stack, spacing: Spacing, reader: PixelReader, notes: list[str]) -> HounsfieldBuffer:
     """HU of the whole uniform grid (slices, rows, columns)."""
     first = stack.slices[0].storage
     shape = (spacing.count, first.rows, first.columns)
     plane = first.rows * first.columns
     if spacing.count * plane > MAX_VOXELS:
-        raise ScanError(f"{path}: it claims {spacing.count * plane:.3g} voxels, more than the {MAX_VOXELS:.3g} accepted.")
+        raise ScanError(
+            f"{path}: it claims {spacing.count * plane:.3g} voxels, more than the {MAX_VOXELS:.3g} accepted."
+        )
     buffer = HounsfieldBuffer(shape)
     whole = np.rint(spacing.places)
     irregular = bool(np.abs(spacing.places - whole).max() > 1e-6)

@@ -24,16 +24,21 @@ CT_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.2.1",  # enhanced CT
     "1.2.840.10008.5.1.4.1.1.2.2",  # legacy converted enhanced CT
 }
-_KEYWORDS = (
-    "SOPClassUID SOPInstanceUID Modality ImageType StudyInstanceUID SeriesInstanceUID PatientID AcquisitionNumber "
-    "InstanceNumber TemporalPositionIdentifier TriggerTime NominalPercentageOfCardiacPhase AcquisitionTime ContentTime "
-    "ConvolutionKernel ImagePositionPatient ImageOrientationPatient PixelSpacing SliceThickness SpacingBetweenSlices "
-    "SamplesPerPixel PhotometricInterpretation NumberOfFrames Rows Columns BitsAllocated BitsStored HighBit "
-    "PixelRepresentation RescaleSlope RescaleIntercept PixelPaddingValue PixelPaddingRangeLimit "
-    "SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence"
-).split()
+_KEYWORDS = [
+    "SOPClassUID", "SOPInstanceUID", "Modality", "ImageType", "StudyInstanceUID", "SeriesInstanceUID",
+    "PatientID", "AcquisitionNumber", "InstanceNumber", "TemporalPositionIdentifier", "TriggerTime",
+    "NominalPercentageOfCardiacPhase", "AcquisitionTime", "ContentTime", "ConvolutionKernel",
+    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness",
+    "SpacingBetweenSlices", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows",
+    "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "RescaleSlope",
+    "RescaleIntercept", "PixelPaddingValue", "PixelPaddingRangeLimit", "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+]  # fmt: skip
 # Modalities that may be named in messages; anything else in that field could be free text.
-KNOWN_MODALITIES = frozenset("CT MR PT NM US CR DX MG XA RF SR SEG RTSTRUCT RTDOSE RTPLAN PR KO OT SC REG DOC ECG".split())
+KNOWN_MODALITIES = frozenset([
+    "CT", "MR", "PT", "NM", "US", "CR", "DX", "MG", "XA", "RF", "SR", "SEG", "RTSTRUCT", "RTDOSE", "RTPLAN",
+    "PR", "KO", "OT", "SC", "REG", "DOC", "ECG",
+])  # fmt: skip
 
 
 class HeaderProblem(Exception):
@@ -224,10 +229,14 @@ def _slices(path: Path, dataset: Any, syntax: str, start: int, length: int) -> l
         return [_slice(path, 0, storage, common, padding, [dataset] * 5)]
     slices = []
     for number, frame in enumerate(per_frame):
-        names = (
-            "PlanePositionSequence PlaneOrientationSequence PixelMeasuresSequence PixelValueTransformationSequence "
-            "CTImageFrameTypeSequence FrameContentSequence"
-        ).split()
+        names = [
+            "PlanePositionSequence",
+            "PlaneOrientationSequence",
+            "PixelMeasuresSequence",
+            "PixelValueTransformationSequence",
+            "CTImageFrameTypeSequence",
+            "FrameContentSequence",
+        ]
         items = [_group(frame, shared, name) for name in names]
         slices.append(_slice(path, number, storage, common, padding, [i if i is not None else dataset for i in items]))
     return slices

@@ -75,7 +75,7 @@ class PixelReader:
         syntax, storage = item.storage.transfer_syntax, item.storage
         if syntax not in _JPEG | _JPEG2000 and syntax != _RLE:
             raise ScanError(
-                f"{self._path}: its pixel compression (transfer syntax {syntax[:64] if _is_uid(syntax) else 'unknown'}) "
+                f"{self._path}: its pixel compression ({syntax[:64] if _is_uid(syntax) else 'unknown syntax'}) "
                 "cannot be read; decompress the series first, e.g. with gdcmconv --raw."
             )
         frame = self._frame(item)
@@ -127,7 +127,7 @@ def _used_bits(stored: np.ndarray, storage: Storage) -> np.ndarray:
     if low_bit == 0:
         low, high = int(stored.min()), int(stored.max())
         half = 1 << (storage.bits_stored - 1)
-        if (storage.signed and -half <= low and high < half) or (not storage.signed and 0 <= low and high < 2 * half):
+        if (storage.signed and -half <= low and high < half) or (not storage.signed and low >= 0 and high < 2 * half):
             return stored
     values = stored.astype(np.int64) >> low_bit
     values &= (1 << storage.bits_stored) - 1

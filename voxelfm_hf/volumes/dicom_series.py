@@ -174,7 +174,9 @@ def slice_spacing(path: Path, stack: Stack) -> Spacing:
         thickness = stack.slices[0].thickness
         if thickness is None:
             raise ScanError(f"{path}: it holds one slice without a thickness, so its depth is unknown.")
-        return Spacing(stack.normal * thickness, np.zeros(1), 1, f"one slice; its thickness ({thickness:g} mm) was used")
+        return Spacing(
+            stack.normal * thickness, np.zeros(1), 1, f"one slice; its thickness ({thickness:g} mm) was used"
+        )
     _check_line(path, positions, heights, stack)
     gaps = np.diff(heights)
     base = float(np.median(gaps))
@@ -207,7 +209,9 @@ def slice_spacing(path: Path, stack: Stack) -> Spacing:
     slots = round(total / base) + 1
     step = direction * total / (slots - 1)
     places = (heights - heights[0]) * (slots - 1) / total
-    return Spacing(step, places, slots, f"slice distances vary {where}; resampled linearly to {total / (slots - 1):.3f} mm")
+    return Spacing(
+        step, places, slots, f"slice distances vary {where}; resampled linearly to {total / (slots - 1):.3f} mm"
+    )
 
 
 def _check_line(path: Path, positions: np.ndarray, heights: np.ndarray, stack: Stack) -> None:

@@ -1,4 +1,4 @@
-"""Finding the scans in a folder tree: every scan once, thousands of files quickly, nothing read but a few first bytes."""
+"""Finding the scans in a folder tree: every scan once, thousands of files quickly, by names and first bytes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ _SCANS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".npy")
 _HEADERS = (".hdr", ".hdr.gz")
 _DICOM = (".dcm", ".dicom", ".ima")
 # Never scans; listed so that they need not be opened. Unknown endings (DICOM names often end in digits) are.
-_OTHER = frozenset(
-    ".img .raw .zraw .gz .bz2 .xz .zst .zip .tar .tgz .7z .rar .csv .tsv .json .jsonl .yaml .yml .toml .xml .html .htm "
-    ".txt .md .rst .log .pdf .doc .docx .xls .xlsx .ppt .pptx .png .jpg .jpeg .gif .bmp .tif .tiff .svg .mp4 .avi .py "
-    ".ipynb .sh .bat .exe .dll .so .parquet .arrow .safetensors .pt .pth .ckpt .bin .npz .h5 .hdf5 .db .sqlite .lock "
-    ".tmp .bval .bvec .mat .vtk .stl .obj .tfm .lic .md5 .sha256 .ini .cfg .js .css".split()
-)
+_OTHER = frozenset([
+    ".img", ".raw", ".zraw", ".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz", ".7z", ".rar", ".csv",
+    ".tsv", ".json", ".jsonl", ".yaml", ".yml", ".toml", ".xml", ".html", ".htm", ".txt", ".md", ".rst",
+    ".log", ".pdf", ".doc", ".docx", ".xls", ".xlsx", ".ppt", ".pptx", ".png", ".jpg", ".jpeg", ".gif",
+    ".bmp", ".tif", ".tiff", ".svg", ".mp4", ".avi", ".py", ".ipynb", ".sh", ".bat", ".exe", ".dll", ".so",
+    ".parquet", ".arrow", ".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".npz", ".h5", ".hdf5", ".db",
+    ".sqlite", ".lock", ".tmp", ".bval", ".bvec", ".mat", ".vtk", ".stl", ".obj", ".tfm", ".lic", ".md5",
+    ".sha256", ".ini", ".cfg", ".js", ".css",
+])  # fmt: skip
 
 
 def find_scans(folder: str | os.PathLike[str]) -> Iterator[Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from itertools import permutations
 
 import numpy as np
 
@@ -66,11 +65,15 @@ def closest_axes(matrix: np.ndarray) -> tuple[tuple[int, int, int], tuple[int, i
     """
     cosines = matrix / np.linalg.norm(matrix, axis=0)
     u, _, vt = np.linalg.svd(cosines)
-    # Rounded, so that noise does not decide between equal assignments of 45 degree grids.
-    rotation = np.round(np.abs(u @ vt), 6)
-    best = max(permutations(range(3)), key=lambda p: math.prod(max(rotation[p[c], c], 1e-9) for c in range(3)))
-    signs = tuple(1 if (u @ vt)[best[c], c] >= 0 else -1 for c in range(3))
-    return best, signs  # type: ignore[return-value]
+    rotation = u @ vt
+    # Rounded, so that noise does not decide between equal candidates of 45 degree grids.
+    closeness = np.round(np.abs(rotation), 6)
+    world, free = [0, 0, 0], {0, 1, 2}
+    for column in sorted(range(3), key=lambda c: -closeness[:, c].max()):  # the most certain axis chooses first
+        world[column] = max(sorted(free), key=lambda w: closeness[w, column])
+        free.remove(world[column])
+    signs = tuple(1 if rotation[world[c], c] >= 0 else -1 for c in range(3))
+    return tuple(world), signs  # type: ignore[return-value]
 
 
 def orientation_letters(affine_lps: np.ndarray) -> str:

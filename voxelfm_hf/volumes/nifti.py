@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import zlib
 from collections.abc import Iterator
@@ -120,10 +119,7 @@ class _Stream:
 
     def read_some(self, limit: int) -> bytes:
         """Between 1 and `limit` bytes, or b"" at the end."""
-        if not self.gzipped:
-            data = self._file.read(min(limit, _CHUNK))
-        else:
-            data = self._inflate_some(limit)
+        data = self._inflate_some(limit) if self.gzipped else self._file.read(min(limit, _CHUNK))
         self.position += len(data)
         return data
 
@@ -212,7 +208,7 @@ def _parse_header(path: Path, stream: _Stream) -> Any:
     }
     if magic not in kinds:
         raise ScanError(
-            f"{path}: this is not NIfTI (the magic is missing); an ANALYZE file states no orientation, convert it first."
+            f"{path}: this is not NIfTI (no magic); an ANALYZE file states no orientation, convert it first."
         )
     try:
         return kinds[magic](block, check=False)
@@ -271,7 +267,9 @@ def _affine(path: Path, header: Any, notes: list[str]) -> np.ndarray:
             qform = np.asarray(header.get_qform(), np.float64)
         except Exception:  # not a rotation
             if sform is None:
-                raise ScanError(f"{path}: its qform is no rotation and there is no sform; set the orientation.") from None
+                raise ScanError(
+                    f"{path}: its qform is no rotation and there is no sform; set the orientation."
+                ) from None
             notes.append("the qform is no rotation and was ignored; the sform was used")
     unit = int(header["xyzt_units"]) & 7
     scale = np.diag([_UNITS_MM.get(unit, 1.0)] * 3 + [1.0])

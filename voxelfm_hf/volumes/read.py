@@ -88,7 +88,7 @@ def list_series(path: str | os.PathLike[str]) -> list[SeriesFacts]:
 
 
 def _kind_of(path: Path) -> str:
-    """"dicom", "nifti", "itk" or "npy", by content; refuses what is no readable file or folder."""
+    """ "dicom", "nifti", "itk" or "npy", by content; refuses what is no readable file or folder."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:

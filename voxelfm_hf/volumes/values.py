@@ -1,4 +1,4 @@
-"""From stored numbers to Hounsfield units: exact int16 where possible, float32 otherwise, and a check that they can be HU."""
+"""Stored numbers become Hounsfield units: int16 where exact, float32 otherwise; and a check that they can be HU."""
 
 from __future__ import annotations
 
@@ -111,7 +111,9 @@ def check_hounsfield(
     elif low >= 0 and raw_unsigned:
         problem = f"{seen} in an unsigned type without a rescale, which are raw scanner numbers and not HU"
     elif low >= 0:
-        problem = f"{seen} with nothing below 0, while HU of fat and air are negative (an offset of 1024 may be missing)"
+        problem = (
+            f"{seen} with nothing below 0, while HU of fat and air are negative (an offset of 1024 may be missing)"
+        )
     elif high - low < 30:
         problem = f"{seen}, which looks like a normalised image and not HU"
     elif low < -40000 or high > 70000:

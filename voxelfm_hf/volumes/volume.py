@@ -168,11 +168,13 @@ def assemble_volume(
         view = straighten(view, plan)
         total = math.hypot(*plan.shift)
         notes.append(
-            f"the slices are sheared (gantry tilt) by {total:.3f} voxels per slice and were resampled to a straight grid"
+            f"the slices are sheared (gantry tilt) by {total:.3f} voxels each and were resampled to a straight grid"
         )
     turn = _rotation_degrees(affine)
     if turn > 0.5:
-        notes.append(f"the grid is oblique, up to {turn:.1f} degrees from the body axes; axes were taken as the closest")
+        notes.append(
+            f"the grid is oblique, up to {turn:.1f} degrees from the body axes; axes were taken as the closest"
+        )
     grid = SourceGrid(array.shape[::-1], LPS_FROM_RAS @ affine_lps, letters, axes, flipped, plan)  # type: ignore[arg-type]
     spacing = tuple(tidy_spacing(float(n)) for n in np.linalg.norm(affine[:3, :3], axis=0))
     return Volume(contiguous(view), spacing, affine, source, tuple(notes), grid)  # type: ignore[arg-type]

@@ -1,0 +1,173 @@
+"""How long reading takes: NIfTI against `gzip -dc`, a DICOM series against GDCM's own reader; ratios of one run."""
+
+from __future__ import annotations
+
+import gzip
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+SHAPE = (300, 512, 512)
+
+
+@dataclass(frozen=True)
+class ReadingSpeed:
+    """Median seconds of a reader and of its yardstick, measured alternately in one process."""
+
+    name: str
+    seconds: float
+    yardstick_seconds: float
+
+    @property
+    def ratio(self) -> float:
+        return self.seconds / self.yardstick_seconds
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.seconds:.2f} s, yardstick {self.yardstick_seconds:.2f} s, ratio {self.ratio:.2f}"
+
+
+def noisy_ct(shape: tuple[int, int, int] = SHAPE, *, seed: int = 0) -> np.ndarray:
+    """A body in air with scanner noise: compresses as a real CT does.
+
+    Args:
+        shape: (D, H, W).
+        seed: fixes the noise.
+
+    Returns:
+        int16 HU.
+    """
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[-1 : 1 : shape[1] * 1j, -1 : 1 : shape[2] * 1j]
+    body = (x / 0.85) ** 2 + (y / 0.65) ** 2 < 1
+    lungs = ((np.abs(x) - 0.38) / 0.28) ** 2 + (y / 0.42) ** 2 < 1
+    field = x**2 + y**2 < 1
+    base = np.where(lungs, -850.0, np.where(body, 40.0, -1000.0))
+    volume = np.empty(shape, np.int16)
+    for z in range(shape[0]):
+        noise = rng.normal(0, np.where(body, 15.0, 6.0))
+        volume[z] = np.where(field, np.clip(base + noise, -1024, 3071), -1024)
+    return volume
+
+
+def nifti_reading(folder: Path, volume: np.ndarray, *, rounds: int = 3, orientation: str = "RAS") -> ReadingSpeed:
+    """Time `read_volume` on a .nii.gz against `gzip -dc` of the same file into memory.
+
+    Args:
+        folder: where the file is written.
+        volume: (D, H, W) int16 HU.
+        rounds: alternating repetitions; the medians count.
+        orientation: of the file.
+
+    Returns:
+        The two times.
+    """
+    import nibabel
+
+    from voxelfm_hf.volumes import read_volume
+
+    affine = np.diag([0.7 if c in "RL" else 0.7 if c in "AP" else 1.0 for c in orientation] + [1.0])
+    for axis, letter in enumerate(orientation):
+        affine[axis, axis] *= -1 if letter in "LPI" else 1
+    path = folder / f"scan_{orientation}.nii.gz"
+    header = nibabel.Nifti1Image(np.asfortranarray(volume.T), affine)
+    with gzip.open(path, "wb", compresslevel=6) as file:
+        file.write(header.to_bytes())
+
+    def gunzip() -> None:
+        assert len(subprocess.run(["gzip", "-dc", str(path)], capture_output=True, check=True).stdout) > volume.nbytes
+
+    seconds, yardstick = _alternate(lambda: read_volume(path), gunzip, rounds)
+    return ReadingSpeed(f"NIfTI ({orientation}) vs gzip -dc", seconds, yardstick)
+
+
+def dicom_reading(folder: Path, volume: np.ndarray, *, rounds: int = 3) -> ReadingSpeed:
+    """Time `read_volume` on an uncompressed DICOM series against GDCM through SimpleITK (finding, then reading it).
+
+    Args:
+        folder: where the series is written.
+        volume: (D, H, W) int16 HU.
+        rounds: alternating repetitions; the medians count.
+
+    Returns:
+        The two times.
+    """
+    import SimpleITK
+
+    from voxelfm_hf.volumes import read_volume
+
+    series = folder / "series"
+    series.mkdir()
+    _write_series(series, volume)
+
+    def gdcm() -> None:
+        reader = SimpleITK.ImageSeriesReader()
+        reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(series)))
+        SimpleITK.GetArrayFromImage(reader.Execute())
+
+    seconds, yardstick = _alternate(lambda: read_volume(series), gdcm, rounds)
+    return ReadingSpeed("DICOM series vs GDCM's series reader", seconds, yardstick)
+
+
+def measure_reading(shape: tuple[int, int, int] = SHAPE, *, rounds: int = 3) -> list[ReadingSpeed]:
+    """Measure all readers on one synthetic volume.
+
+    Args:
+        shape: (D, H, W) of the volume.
+        rounds: alternating repetitions.
+
+    Returns:
+        One entry a comparison.
+    """
+    volume = noisy_ct(shape)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        return [
+            nifti_reading(folder, volume, rounds=rounds, orientation="LPS"),
+            nifti_reading(folder, volume, rounds=rounds, orientation="RAS"),
+            dicom_reading(folder, volume, rounds=rounds),
+        ]
+
+
+def _alternate(first: Callable[[], object], second: Callable[[], object], rounds: int) -> tuple[float, float]:
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(rounds):
+        for action, kept in zip((first, second), times, strict=True):
+            start = time.perf_counter()
+            action()
+            kept.append(time.perf_counter() - start)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def _write_series(folder: Path, volume: np.ndarray) -> None:
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+    study, series = generate_uid(), generate_uid()
+    for z, image in enumerate(volume):
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = CTImageStorage, ExplicitVRLittleEndian
+        meta.MediaStorageSOPInstanceUID = generate_uid()
+        slice_ = Dataset()
+        slice_.file_meta = meta
+        slice_.SOPClassUID, slice_.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
+        slice_.Modality, slice_.StudyInstanceUID, slice_.SeriesInstanceUID = "CT", study, series
+        slice_.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+        slice_.ImageOrientationPatient, slice_.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [-180, -180, float(z)]
+        slice_.PixelSpacing, slice_.SliceThickness, slice_.InstanceNumber = [0.7, 0.7], 1, z + 1
+        slice_.SamplesPerPixel, slice_.PhotometricInterpretation = 1, "MONOCHROME2"
+        slice_.Rows, slice_.Columns = image.shape
+        slice_.BitsAllocated, slice_.BitsStored, slice_.HighBit, slice_.PixelRepresentation = 16, 12, 11, 0
+        slice_.RescaleSlope, slice_.RescaleIntercept = 1, -1024
+        slice_.PixelData = (image + 1024).astype("<u2").tobytes()
+        slice_.save_as(folder / f"{z:04d}.dcm", enforce_file_format=True)
+
+
+if __name__ == "__main__":
+    for line in measure_reading():
+        print(line)
