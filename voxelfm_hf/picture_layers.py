@@ -86,15 +86,15 @@ class HeatLayer:
         return colormaps["inferno"](0.25 + 0.75 * level)[..., :3], self.opacity * np.sqrt(level)
 
     def best_index(self) -> tuple[int, int, int] | None:
-        """The voxel with the highest value; None when nothing is above the lower limit."""
-        best, where = self.range[0], None
-        for z, plane in enumerate(self.values):
-            finite = np.where(np.isfinite(plane), plane, -np.inf)
-            if float(finite.max()) > best:
-                best = float(finite.max())
-                y, x = np.unravel_index(int(finite.argmax()), plane.shape)
-                where = (z, int(y), int(x))
-        return where
+        """A voxel with the highest value, the middle one of several; None when nothing is above the lower limit."""
+        peaks = np.array([np.where(np.isfinite(plane), plane, -np.inf).max() for plane in self.values], float)
+        if not peaks.max() > self.range[0]:
+            return None
+        planes = np.flatnonzero(peaks == peaks.max())
+        z = int(planes[len(planes) // 2])
+        spots = np.flatnonzero(self.values[z] == peaks[z])
+        y, x = np.unravel_index(int(spots[len(spots) // 2]), self.values.shape[1:])
+        return z, int(y), int(x)
 
 
 def _peak(planes: Iterable[np.ndarray], shape: tuple[int, ...]) -> tuple[int, int, int] | None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _BACKGROUND, _CELL, _TEXT, _ACCENT = "#0d0f12", "#000000", "#c9d1d9", "#ffb454"
 DPI = 100
 _GAP_PX, _HEADER_PX = 6, 34
-_SCALE_BARS_MM = (1, 2, 5, 10, 20, 50, 100, 200, 500)
+_SCALE_BARS_MM = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 
 
 @dataclass(frozen=True)
@@ -93,17 +93,12 @@ class Sheet:
             entries += [(name, tuple(labels.colour_of(value))) for value, name in reversed(named)]
         right = 1 - 2 * _GAP_PX / self.width_px
         for name, colour in entries:
-            entry = self.figure.text(
-                right,
-                middle,
-                f"\u25a0 {name}",
-                color=colour,
-                fontsize=self.font,
-                va="center",
-                ha="right",
-                parse_math=False,
-            )
-            right = entry.get_window_extent().x0 / self.width_px - 1.5 * _GAP_PX / self.width_px
+            for text, paint in ((name, _TEXT), ("\u25a0", colour)):
+                entry = self.figure.text(
+                    right, middle, text, color=paint, fontsize=self.font, va="center", ha="right", parse_math=False
+                )
+                right = (entry.get_window_extent().x0 - 4) / self.width_px
+            right -= 1.5 * _GAP_PX / self.width_px
 
 
 class Panel:
@@ -154,10 +149,7 @@ class Panel:
         self._text(x, bottom, letters[3], ha="center", va="bottom", **style)
 
     def caption(self, text: str) -> None:
-        self._text(self.left + 6 * self.pixel, self.top + 5 * self.pixel, text, ha="left", va="top")
-
-    def caption_right(self, text: str) -> None:
-        self._text(self.left + 6 * self.pixel, self.bottom - 5 * self.pixel, text, ha="left", va="bottom", size=0.9)
+        self._text(self.left + 6 * self.pixel, self.top + 5 * self.pixel, text, ha="left", va="top", linespacing=1.25)
 
     def scale_bar(self) -> None:
         room = 0.3 * (self.right - self.left)
@@ -165,7 +157,7 @@ class Panel:
         x, y = self.right - 10 * self.pixel, self.bottom - 9 * self.pixel
         self.axes.plot([x - length, x], [y, y], color="black", linewidth=4, solid_capstyle="butt")
         self.axes.plot([x - length, x], [y, y], color=_TEXT, linewidth=2, solid_capstyle="butt")
-        self._text(x - length / 2, y - 4 * self.pixel, f"{length} mm", ha="center", va="bottom", size=0.85)
+        self._text(x - length / 2, y - 4 * self.pixel, f"{length:g} mm", ha="center", va="bottom", size=0.85)
 
     def ticks(self, across: float, down: float) -> None:
         size = 5 * self.pixel

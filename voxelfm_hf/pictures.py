@@ -85,12 +85,10 @@ def picture_planes(
         for column, plane in enumerate(PLANES):
             index = centre[plane.axis]
             image = _slice_image(volume, plane, index, (level, width), layers)
-            panel = sheet.panel(
-                row, column, plane, image, caption=f"{name}  W{width:.0f} L{level:.0f}" if column == 0 else ""
-            )
+            lines = [f"{name}  W{width:.0f} L{level:.0f}"] if column == 0 else []
+            lines += _position_lines(volume, plane, index) if row == 0 else []
+            panel = sheet.panel(row, column, plane, image, caption="\n".join(lines))
             _mark_position(panel, plane, centre, volume)
-            if row == 0:
-                panel.caption_right(_position_text(volume, plane, index))
         if projections and row < len(_PROJECTED):
             plane = _PROJECTED[row]
             projection = volume.hu.max(axis=plane.axis)
@@ -98,17 +96,13 @@ def picture_planes(
                 _upright(projection, plane), level=_PROJECTION_WINDOW_HU[0], width=_PROJECTION_WINDOW_HU[1]
             )
             image = np.repeat(grey[..., None], 3, axis=2)
-            sheet.panel(row, 3, plane, image, caption=f"{plane.name} maximum projection")
+            sheet.panel(row, 3, plane, image, caption=f"{plane.name} MIP")
     if features is not None:
         for column, plane in enumerate(PLANES):
             image = _slice_image(volume, plane, centre[plane.axis], WINDOWS_HU["lung"], [features])
             shares = ", ".join(f"{100 * share:.0f}" for share in features.variance_shares)
-            texts = (
-                "patch features: principal components",
-                "1, 2, 3 as red, green, blue",
-                f"{shares} % of the variance",
-            )
-            sheet.panel(len(windows), column, plane, image, caption=texts[column])
+            text = f"PCA of patch features\n1, 2, 3 as red, green, blue\n{shares} % of the variance"
+            sheet.panel(len(windows), column, plane, image, caption=text if column == 0 else "")
     sheet.header(title, label_layer, heat_layer)
     return sheet.figure
 
@@ -186,12 +180,12 @@ def _slice_image(volume: Volume, plane: Plane, index: int, window: tuple[float, 
     return _upright(image, plane)
 
 
-def _position_text(volume: Volume, plane: Plane, index: int) -> str:
+def _position_lines(volume: Volume, plane: Plane, index: int) -> list[str]:
     voxel = (np.array(volume.hu.shape) - 1) / 2
     voxel[plane.axis] = index
     place = float((volume.affine @ np.append(voxel, 1))[plane.coordinate])
     letter = {2: "FH", 1: "AP", 0: "RL"}[plane.coordinate][place >= 0]
-    return f"{plane.name} {index + 1}/{volume.hu.shape[plane.axis]}  {letter} {abs(place):.1f} mm"
+    return [f"{plane.name} {index + 1}/{volume.hu.shape[plane.axis]}", f"{letter} {abs(place):.1f} mm"]
 
 
 def _mark_position(panel: Panel, plane: Plane, centre: tuple[int, int, int], volume: Volume) -> None:
