@@ -1,0 +1,123 @@
+"""Recipes: files and dataclasses say the same, and every mistake is one sentence that names the field."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import yaml
+
+from voxelfm_hf.recipes import field_lines, load_recipe, parse_overrides, save_recipe, to_recipe, to_values
+from voxelfm_hf.volumes.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    kind: Literal["adamw", "sgd"] = "adamw"
+
+
+@dataclass(frozen=True)
+class Source:
+    path: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Example:
+    steps: int
+    size: int | list[int] = 8
+    name: str | None = None
+    fast: bool = False
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    sources: list[Source] = field(default_factory=list)
+    columns: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_file_becomes_the_dataclass_and_back(tmp_path: Path):
+    path = write(
+        tmp_path,
+        "steps: 5\nsize: [4, 8]\noptimiser:\n  learning_rate: 1e-4\n  betas: [0.5, 1]\n"
+        "sources:\n- path: a\n- {path: b, weight: 2}\n",
+    )
+    recipe = load_recipe(path, Example)
+    expected = Example(
+        steps=5, size=[4, 8], optimiser=Optimiser(1e-4, (0.5, 1.0)), sources=[Source("a"), Source("b", 2.0)]
+    )
+    assert recipe == expected
+    save_recipe(recipe, tmp_path / "saved.yaml")
+    assert load_recipe(tmp_path / "saved.yaml", Example) == recipe
+    assert yaml.safe_load((tmp_path / "saved.yaml").read_text()) == to_values(recipe)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["recipe.yaml", "saved.yaml"]
+
+
+def test_overrides_reach_into_sections(tmp_path: Path):
+    path = write(tmp_path, "steps: 5\n")
+    words = [
+        "--optimiser.learning_rate",
+        "3e-4",
+        "--size=[1, 2]",
+        "--name",
+        "x",
+        "--columns.hu",
+        "volume",
+        "--fast=true",
+    ]
+    recipe = load_recipe(path, Example, overrides=words)
+    assert recipe == Example(
+        5, size=[1, 2], name="x", fast=True, optimiser=Optimiser(learning_rate=3e-4), columns={"hu": "volume"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "message"),
+    [
+        ("steps: 5\nsise: 3\n", [], "no field sise; did you mean size"),
+        ("steps: 5\noptimiser: {learning_rat: 1}\n", [], "optimiser.learning_rat; did you mean learning_rate"),
+        ("steps: many\n", [], "steps must be a whole number, got 'many'"),
+        ("steps: 1.5\n", [], "steps must be a whole number, got 1.5"),
+        ("steps: true\n", [], "steps must be a whole number, got True"),
+        ("steps: 5\nfast: 1\n", [], "fast must be true or false, got 1"),
+        ("steps: 5\nsize: x\n", [], "size must be a whole number or a list of whole numbers, got 'x'"),
+        ("steps: 5\noptimiser: 3\n", [], "optimiser must be a section"),
+        ("steps: 5\noptimiser: {kind: adam}\n", [], "optimiser.kind must be one of adamw, sgd"),
+        ("steps: 5\noptimiser: {betas: [1, 2, 3]}\n", [], "optimiser.betas must be a list of 2 values"),
+        ("steps: 5\nsources: [{weight: 2}]\n", [], r"sources\[0\].path is missing"),
+        ("steps: 5\nsources: [{path: 3}]\n", [], r"sources\[0\].path must be text"),
+        ("{}", [], "steps is missing"),
+        ("steps: 0\n", [], "steps must be at least 1, got 0"),
+        ("- 1\n", [], "must hold"),
+        ("a: [1\n", [], "not valid YAML"),
+        ("steps: 5\n", ["--size"], "--size has no value"),
+        ("steps: 5\n", ["size", "3"], "'size' is not an option"),
+        ("steps: 5\n", ["--optimiser.rate", "3"], "no field optimiser.rate"),
+    ],
+)
+def test_mistakes_are_one_sentence(tmp_path: Path, text, words, message):
+    with pytest.raises(RecipeError, match=message) as caught:
+        load_recipe(write(tmp_path, text), Example, overrides=words)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_recipe_names_the_packaged_ones():
+    with pytest.raises(RecipeError, match="no recipe 'nowhere'; give the path of a YAML file or one of"):
+        load_recipe("nowhere", Example)
+
+
+def test_helpers_for_commands():
+    assert parse_overrides(["--a-b.c", "null"]) == {"a_b.c": None}
+    lines = field_lines(Example)
+    assert "--steps a whole number (required)" in lines
+    assert "--optimiser.learning_rate a number (default 0.001)" in lines
+    assert to_recipe({"steps": 2}, Example) == Example(2)
