@@ -1,0 +1,46 @@
+"""Metrics of one class out of several: labels 0 .. K - 1 and probabilities (n, K)."""
+
+import numpy as np
+
+from voxelfm_hf.eval.metrics import binary
+from voxelfm_hf.eval.metrics.ranks import checked_weights, ratio
+
+
+def why_not_all_classes(labels: np.ndarray, num_classes: int) -> str:
+    """A sentence when a class has no row, otherwise an empty string."""
+    missing = sorted(set(range(num_classes)) - {int(label) for label in np.unique(labels)})
+    return f"no row of class {', '.join(map(str, missing))}: a macro average needs every class" if missing else ""
+
+
+def macro_auroc(labels: np.ndarray, probabilities: np.ndarray, *, weights: np.ndarray | None = None) -> np.ndarray:
+    """Unweighted mean of the one-against-the-rest AUROCs; NaN unless every class occurs."""
+    classes = range(np.shape(probabilities)[1])
+    labels = np.asarray(labels)
+    return np.mean([binary.auroc(labels == c, probabilities[:, c], weights=weights) for c in classes], axis=0)
+
+
+def macro_f1(labels: np.ndarray, probabilities: np.ndarray, *, weights: np.ndarray | None = None) -> np.ndarray:
+    """Unweighted mean of the F1 of every class, the most probable class being called; NaN unless every class occurs."""
+    labels, called = np.asarray(labels), np.argmax(probabilities, axis=1)
+    classes = range(np.shape(probabilities)[1])
+    return np.mean([binary.f1(labels == c, called == c, weights=weights) for c in classes], axis=0)
+
+
+def accuracy(labels: np.ndarray, probabilities: np.ndarray, *, weights: np.ndarray | None = None) -> np.ndarray:
+    """Share of rows whose most probable class is right."""
+    weights = checked_weights(weights, len(labels))
+    right = np.argmax(probabilities, axis=1) == np.asarray(labels)
+    return ratio(weights @ right.astype(float), weights.sum(-1))
+
+
+def balanced_accuracy(
+    labels: np.ndarray, probabilities: np.ndarray, *, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """Mean over the classes of the share of their rows that are called right; NaN unless every class occurs."""
+    weights = checked_weights(weights, len(labels))
+    labels, right = np.asarray(labels), np.argmax(probabilities, axis=1) == np.asarray(labels)
+    recalls = []
+    for c in range(np.shape(probabilities)[1]):
+        member = (labels == c).astype(float)
+        recalls.append(ratio(weights @ (member * right), weights @ member))
+    return np.mean(recalls, axis=0)
