@@ -97,6 +97,9 @@ def _scan(path: Path) -> Folder:
     else:
         paths = [path]
     folder = scan_folder(paths)
+    lost = folder.skipped & Counter(dict.fromkeys(("damaged", "cut short", "without read permission"), len(paths)))
+    if lost:
+        raise ScanError(f"{path}: {_listed(lost)} among {len(paths)}; copy or export the series again, complete.")
     if not folder.stacks:
         raise ScanError(
             f"{path}: there is no CT image that can be placed in space; it holds {_listed(folder.skipped)}."

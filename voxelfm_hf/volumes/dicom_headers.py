@@ -127,6 +127,9 @@ def read_header(path: Path) -> list[Slice]:
         raise HeaderProblem("damaged") from None
     modality = _text(dataset, "Modality").upper()
     sop_class = _text(dataset, "SOPClassUID")
+    if modality == "" and sop_class == "":
+        media_class = _text(dataset.file_meta, "MediaStorageSOPClassUID")
+        raise HeaderProblem("damaged" if media_class in CT_CLASSES | {""} else "of another modality")
     if modality != "CT" and not (modality == "" and sop_class in CT_CLASSES):
         raise HeaderProblem(modality if modality in KNOWN_MODALITIES else "of another modality")
     if start < 0:

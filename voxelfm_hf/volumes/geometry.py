@@ -255,7 +255,7 @@ def _shifted(image: np.ndarray, offsets: list[float], shape: tuple[int, ...], fi
 def _placed(values: np.ndarray, offset: int, size: int, axis: int, fill: float) -> np.ndarray:
     """The array moved by whole voxels along one axis into `size` voxels."""
     moved = np.moveaxis(values, axis, 0)
-    out = np.full((size, *moved.shape[1:]), fill)
+    out = np.full((size, *moved.shape[1:]), fill, np.float64)
     start, stop = max(0, offset), min(size, offset + len(moved))
     if stop > start:
         out[start:stop] = moved[start - offset : stop - offset]
