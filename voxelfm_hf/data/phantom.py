@@ -28,7 +28,7 @@ from voxelfm_hf.data.phantom_organs import (
     paint_table,
     paint_wall,
 )
-from voxelfm_hf.data.phantom_scanner import add_scanner
+from voxelfm_hf.data.phantom_scanner import add_scanner, slice_profile
 from voxelfm_hf.data.phantom_shapes import Canvas, Grid
 from voxelfm_hf.volumes import Volume
 
@@ -116,7 +116,8 @@ def make_phantom(
         if step == steps // 2:
             labels = canvas.labels
     rng = np.random.default_rng([seed, facts.acquisition_seed, _NOISE])
-    hu = add_scanner(total / steps, acquisition=acquisition, rng=rng)
+    noiseless = total / steps if steps > 1 else slice_profile(total, acquisition=acquisition)
+    hu = add_scanner(noiseless, acquisition=acquisition, rng=rng)
     # Index (z, y, x) -> LPS mm (x, y, z).
     affine = np.zeros((4, 4))
     affine[[2, 1, 0], [0, 1, 2]] = spacing_mm

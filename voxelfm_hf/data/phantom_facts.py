@@ -103,8 +103,8 @@ class Lesion:
 class Acquisition:
     """How the scan was made, independent of the person.
 
-    kernel: smooth or sharp, equally likely; noise_hu: standard deviation in soft tissue, 8-18 (smooth) or
-    20-45 (sharp); contrast: equally likely phases; slice_thickness_mm: the slice spacing times 1, 1.25 or 1.5;
+    kernel: smooth or sharp, equally likely; noise_hu: standard deviation, 8-18 (smooth) or 20-45 (sharp);
+    contrast: equally likely phases; slice_thickness_mm: the slice spacing times 1, 1.25 or 1.5 (slices overlap);
     spacing_mm and field_of_view_mm: (z, y, x); offset_lps_mm: where the thorax's reference point lies in scanner LPS.
     """
 

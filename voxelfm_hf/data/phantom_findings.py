@@ -40,7 +40,7 @@ def paint_lesion(canvas: Canvas, lesion: Lesion, centre: np.ndarray, body: Body,
     part = grid.part(box)
     lobes = rng.standard_normal((5, 3))
     phases = rng.uniform(0, 2 * np.pi, 5)
-    spikes = rng.standard_normal((26, 3))
+    spikes = rng.standard_normal((40, 3))
     hollow = rng.uniform(-0.18, 0.18, 3) * radius
     if 0 in part.shape:
         return
