@@ -1,0 +1,169 @@
+"""The Parquet shards of a prepared data set: columns, atomic writing, reading the small columns back.
+
+Volumes are stored as int16 bytes in C order and compressed losslessly by Parquet. Row groups stay small, because a
+stream shares out and shuffles row groups, and a broken one costs only its own scans; page checksums make damage
+visible instead of turning it into wrong HU.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from voxelfm_hf.volumes import StoreError
+
+ROW_GROUP_BYTES = 64 << 20
+ROW_GROUP_ROWS = 8
+SHARD_BYTES = 500_000_000
+
+_SIZES = pa.list_(pa.int32())
+_LENGTHS = pa.list_(pa.float64())
+FACTS = pa.struct(
+    [
+        ("field_of_view_mm", _LENGTHS),
+        ("hu_percentiles", _LENGTHS),
+        ("air", pa.float64()),
+        ("lung", pa.float64()),
+        ("fat", pa.float64()),
+        ("soft_tissue", pa.float64()),
+        ("contrast_range", pa.float64()),
+        ("bone", pa.float64()),
+        ("noise_hu", pa.float64()),
+        ("region", pa.string()),
+        ("contrast", pa.string()),
+        ("manufacturer", pa.string()),
+        ("kernel", pa.string()),
+        ("fingerprint", pa.list_(pa.int16())),
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("patient", pa.string()),
+        ("source", pa.string()),
+        ("volume", pa.large_binary()),
+        ("shape", _SIZES),
+        ("spacing", _LENGTHS),
+        ("original_shape", _SIZES),
+        ("original_spacing", _LENGTHS),
+        ("original_orientation", pa.string()),
+        ("box", _SIZES),
+        ("notes", pa.list_(pa.string())),
+        ("content_hash", pa.string()),
+        ("facts", FACTS),
+    ]
+)
+SMALL_COLUMNS = [name for name in SCHEMA.names if name != "volume"]
+
+
+def volume_row(hu: np.ndarray, spacing: Sequence[float], **columns: Any) -> dict[str, Any]:
+    """One row from a prepared (D, H, W) int16 volume and its other columns (missing ones become null)."""
+    unknown = set(columns) - set(SCHEMA.names)
+    if unknown:
+        raise TypeError(f"no such column: {sorted(unknown)}")
+    row: dict[str, Any] = dict.fromkeys(SCHEMA.names)
+    row |= {"volume": np.ascontiguousarray(hu, "<i2").tobytes(), "shape": list(hu.shape), "spacing": list(spacing)}
+    return row | columns
+
+
+def write_shard(
+    path: str | os.PathLike,
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    compression: str = "zstd",
+    compression_level: int | None = 3,
+    max_bytes: int | None = None,
+) -> int:
+    """Write rows to one shard, complete or not at all.
+
+    Args:
+        path: the shard; an older one is replaced.
+        rows: as from `volume_row`; consumed one by one, so that only one row group is in memory. At least one.
+        compression, compression_level: Parquet codec of the voxels.
+        max_bytes: stop taking rows once the file has grown to this size.
+
+    Returns:
+        How many rows were written; 0 (and no file) if there were none.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    written = 0
+    try:
+        with os.fdopen(handle, "wb") as file:
+            with pq.ParquetWriter(
+                file,
+                SCHEMA,
+                compression=compression,
+                compression_level=compression_level,
+                use_dictionary=False,
+                write_statistics=False,
+                write_page_checksum=True,
+            ) as writer:
+                for group in _row_groups(rows):
+                    writer.write_table(pa.Table.from_pylist(group, SCHEMA), row_group_size=len(group))
+                    written += len(group)
+                    if max_bytes is not None and file.tell() >= max_bytes:
+                        break
+            file.flush()
+            os.fsync(file.fileno())
+        if written:
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        return written
+    finally:
+        if os.path.exists(name):
+            os.unlink(name)
+
+
+def _row_groups(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    group: list[Mapping[str, Any]] = []
+    size = 0
+    for row in rows:
+        length = len(row["volume"])
+        if group and size + length > ROW_GROUP_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(row)
+        size += length
+        if size >= ROW_GROUP_BYTES or len(group) == ROW_GROUP_ROWS:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def shard_files(folder: str | os.PathLike) -> list[Path]:
+    """The shards of a prepared data set, sorted."""
+    return sorted(path for path in Path(folder).rglob("*.parquet") if not path.name.startswith("."))
+
+
+def read_small(path: str | os.PathLike, columns: Sequence[str] = SMALL_COLUMNS) -> list[dict[str, Any]]:
+    """The rows of a shard without their voxels.
+
+    Raises:
+        StoreError: no shard of a prepared data set, or a damaged one.
+    """
+    try:
+        return pq.read_table(path, columns=list(columns), partitioning=None).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).split("\n")[0]
+        raise StoreError(
+            f"{path}: it is no intact shard of a prepared data set ({reason}); prepare it again."
+        ) from None
+
+
+def read_volumes(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
+    """The rows of a shard one by one, with "hu" (D, H, W) int16 in place of the bytes; one row group in memory."""
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group)
+            for index in range(table.num_rows):
+                row = table.slice(index, 1).drop_columns(["volume"]).to_pylist()[0]
+                values = np.frombuffer(table["volume"][index].as_buffer(), "<i2")
+                yield row | {"hu": values.reshape(row["shape"])}
