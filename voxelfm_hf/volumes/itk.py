@@ -40,6 +40,7 @@ class _Claims:
     sizes: list[int]
     voxel_bytes: int
     data_path: Path
+    data_start: int  # bytes of header before the voxels in that file
     packed: bool  # compressed: the file may be smaller than the voxels
     bounded: bool  # packed with deflate, whose ratio is limited
 
@@ -107,7 +108,7 @@ def _check_claims(path: Path, claims: _Claims) -> None:
     if voxels > MAX_VOXELS:
         raise ScanError(f"{path}: its header claims {voxels:.3g} voxels, more than the {MAX_VOXELS:.3g} accepted.")
     try:
-        regular, available = claims.data_path.is_file(), claims.data_path.stat().st_size
+        regular, available = claims.data_path.is_file(), claims.data_path.stat().st_size - claims.data_start
     except (OSError, ValueError):
         regular, available = False, 0
     if not regular:
@@ -117,23 +118,23 @@ def _check_claims(path: Path, claims: _Claims) -> None:
         raise ScanError(f"{path}: the file is shorter than its header claims; copy or download it again.")
 
 
-def _fields(path: Path, head: bytes, separator: str, last: str | None) -> dict[str, str]:
-    """The header's fields; ends at an empty line (NRRD) or after the field `last` (MetaImage)."""
+def _fields(path: Path, head: bytes, separator: str, last: str | None) -> tuple[dict[str, str], int]:
+    """The header's fields and length; it ends at an empty line (NRRD) or after the field `last` (MetaImage)."""
     fields: dict[str, str] = {}
+    length = 0
     for raw in head.split(b"\n"):
         line = raw.decode("latin-1").rstrip("\r")
+        length += len(raw) + 1
         if last is None and not line.strip():
-            break
+            return fields, length
         key, found, value = line.partition(separator)
         if found and not line.startswith("#"):
             fields.setdefault(key.strip() if last else key.strip().lower(), value.strip())
             if last and key.strip() == last:
-                return fields
-    else:
-        if last is None and len(head) < _MAX_HEADER:
-            return fields  # a detached header may end without an empty line
-        raise ScanError(f"{path}: its header has no end; the file is damaged or something else.")
-    return fields
+                return fields, length
+    if last is None and len(head) < _MAX_HEADER:
+        return fields, len(head)  # a detached header may end without an empty line
+    raise ScanError(f"{path}: its header has no end; the file is damaged or something else.")
 
 
 def _numbers(path: Path, text: str, what: str) -> list[float]:
@@ -151,7 +152,7 @@ def _integers(path: Path, text: str, what: str) -> list[int]:
 
 
 def _nrrd_claims(path: Path, head: bytes) -> _Claims:
-    fields = _fields(path, head, ":", None)
+    fields, length = _fields(path, head, ":", None)
     sizes = _integers(path, fields.get("sizes", ""), "sizes")
     kind = fields.get("type", "").lower()
     if kind not in _NRRD_BYTES:
@@ -176,13 +177,14 @@ def _nrrd_claims(path: Path, head: bytes) -> _Claims:
         sizes,
         1 if text else _NRRD_BYTES[kind],
         path if data is None else path.parent / data,
+        length if data is None else 0,
         packed=encoding not in ("raw", "") and not text,
         bounded=encoding in ("gz", "gzip"),
     )
 
 
 def _meta_claims(path: Path, head: bytes, notes: list[str]) -> _Claims:
-    fields = _fields(path, head, "=", "ElementDataFile")
+    fields, length = _fields(path, head, "=", "ElementDataFile")
     sizes = _integers(path, fields.get("DimSize", ""), "DimSize")
     if _integers(path, fields.get("NDims", str(len(sizes))), "NDims") != [len(sizes)]:
         raise ScanError(f"{path}: its header's NDims and DimSize disagree; the file is damaged.")
@@ -199,5 +201,6 @@ def _meta_claims(path: Path, head: bytes, notes: list[str]) -> _Claims:
     if data.upper().startswith("LIST") or "%" in data:
         raise ScanError(f"{path}: its voxels are spread over several files; save it as one file.")
     packed = fields.get("CompressedData", "False").lower() in ("true", "1", "t")
-    data_path = path if data.upper() == "LOCAL" else path.parent / data
-    return _Claims(sizes, _META_BYTES[kind], data_path, packed=packed, bounded=packed)
+    local = data.upper() == "LOCAL"
+    data_path, start = (path, length) if local else (path.parent / data, 0)
+    return _Claims(sizes, _META_BYTES[kind], data_path, start, packed=packed, bounded=packed)
