@@ -142,11 +142,10 @@ class Panel:
         x, y = self.width / 2, self.height / 2
         left, right = max(self.left + inset, -step), min(self.right - inset, self.width + step)
         top, bottom = max(self.top + inset, -step), min(self.bottom - inset, self.height + step)
-        style = {"colour": _ACCENT, "size": 1.15}
-        self._text(left, y, letters[0], ha="left", va="center", **style)
-        self._text(right, y, letters[1], ha="right", va="center", **style)
-        self._text(x, top, letters[2], ha="center", va="top", **style)
-        self._text(x, bottom, letters[3], ha="center", va="bottom", **style)
+        self._text(left, y, letters[0], ha="left", va="center", colour=_ACCENT, size=1.15)
+        self._text(right, y, letters[1], ha="right", va="center", colour=_ACCENT, size=1.15)
+        self._text(x, top, letters[2], ha="center", va="top", colour=_ACCENT, size=1.15)
+        self._text(x, bottom, letters[3], ha="center", va="bottom", colour=_ACCENT, size=1.15)
 
     def caption(self, text: str) -> None:
         self._text(self.left + 6 * self.pixel, self.top + 5 * self.pixel, text, ha="left", va="top", linespacing=1.25)

@@ -107,16 +107,16 @@ def make_phantom(
     # Thick slices average the anatomy over their thickness, in steps no coarser than the voxels in the plane.
     thickness = acquisition.slice_thickness_mm
     steps = int(np.clip(np.rint(thickness / max(2.0, 1.3 * spacing_mm[1])), 1, 6)) | 1
-    total: np.ndarray | None = None
+    total, labels = np.zeros(shape, np.float32), np.zeros(shape, np.uint8)
     for step in range(steps):
         offset = ((step + 0.5) / steps - 0.5) * thickness
         grid = Grid.regular(shape, spacing_mm / body.scale, centre + np.array([offset, 0, 0]) / body.scale)
         canvas = _paint_person(facts, grid, place)
-        total = canvas.hu if total is None else total + canvas.hu
+        total += canvas.hu
         if step == steps // 2:
             labels = canvas.labels
     rng = np.random.default_rng([seed, facts.acquisition_seed, _NOISE])
-    noiseless = total / steps if steps > 1 else slice_profile(total, acquisition=acquisition)
+    noiseless = total / np.float32(steps) if steps > 1 else slice_profile(total, acquisition=acquisition)
     hu = add_scanner(noiseless, acquisition=acquisition, rng=rng)
     # Index (z, y, x) -> LPS mm (x, y, z).
     affine = np.zeros((4, 4))
@@ -150,8 +150,8 @@ def _draw(
     lesion = replace(lesion, type=lesion_type or lesion.type)
     place = place_lesion(lesion, body, rng)
     if lesion.type != "none":
-        position = (place * body.scale)[::-1] + acquisition.offset_lps_mm
-        lesion = replace(lesion, position_lps_mm=tuple(round(float(p), 3) for p in position))
+        x, y, z = ((place * body.scale)[::-1] + acquisition.offset_lps_mm).round(3).tolist()
+        lesion = replace(lesion, position_lps_mm=(x, y, z))
     shift = np.random.default_rng([acquisition_seed, _NOISE]).uniform(-1, 1, 3) * (6, 5, 8)
     facts = PhantomFacts(
         seed=seed,

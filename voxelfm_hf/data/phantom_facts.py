@@ -5,6 +5,7 @@ other, with the exceptions that the dataclasses state, so that a probe can be ju
 giving it away.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 
 import numpy as np
@@ -224,13 +225,18 @@ def draw_acquisition(
     if spacing is None:
         in_plane = width_mm / min(shape[1:])
         spacing = (length_mm / shape[0], in_plane, in_plane)
-    spacing = tuple(round(float(s), 4) for s in spacing)
+    spacing_mm = _rounded(spacing, 4)
     return Acquisition(
         kernel=kernel,
         noise_hu=noise_hu,
         contrast=contrast,
-        slice_thickness_mm=round(spacing[0] * thickness_factor, 4),
-        spacing_mm=spacing,
-        field_of_view_mm=tuple(round(n * s, 4) for n, s in zip(shape, spacing, strict=True)),
-        offset_lps_mm=tuple(round(o, 3) for o in offset),
+        slice_thickness_mm=round(spacing_mm[0] * thickness_factor, 4),
+        spacing_mm=spacing_mm,
+        field_of_view_mm=_rounded([n * s for n, s in zip(shape, spacing_mm, strict=True)], 4),
+        offset_lps_mm=_rounded(offset, 3),
     )
+
+
+def _rounded(values: Sequence[float], digits: int) -> tuple[float, float, float]:
+    a, b, c = (round(float(v), digits) for v in values)
+    return a, b, c

@@ -180,10 +180,10 @@ def paint_mediastinum(canvas: Canvas, body: Body, tissue: Tissue) -> None:
         canvas.ellipsoid(chamber, hu, LABELS["heart"])
     trunk = resample_path(np.array([(-14.0, -42, 10), (12, -34, 16), (26, -12, 18)]), 8)
     canvas.tubes(curve(trunk, 13.5), tissue.blood, LABELS["great_vessels"])
-    for side, radii in ((RIGHT, (11, 9)), (LEFT, (11, 9))):
+    for side in (RIGHT, LEFT):
         bend = (18.0, -6.0, -8.0) if side == RIGHT else (24.0, -2.0, 26.0)
         branch = resample_path(np.array([trunk[-1], bend, HILUM[side]]), 6)
-        canvas.tubes(curve(branch, np.linspace(*radii, 6)), tissue.blood, LABELS["great_vessels"])
+        canvas.tubes(curve(branch, np.linspace(11, 9, 6)), tissue.blood, LABELS["great_vessels"])
     cava = resample_path(np.array([(100.0, -12, -22), (60, -14, -28), (20, -12, -30), (-12, -8, -30)]), 10)
     canvas.tubes(curve(cava, 9.5), tissue.blood, LABELS["great_vessels"])
     for x, y in ((-16, -8), (16, -6), (24, 8)):  # arteries and veins of neck and arms

@@ -37,7 +37,7 @@ class Grid:
         """Width over which a surface fades: one voxel in the plane."""
         return float((self.spacing[1] + self.spacing[2]) / 2)
 
-    def box(self, low: Sequence[float], high: Sequence[float]) -> Box:
+    def box(self, low: Sequence[float] | np.ndarray, high: Sequence[float] | np.ndarray) -> Box:
         """The voxels between two corners (z, y, x), widened by one edge; may be empty."""
         out = []
         for axis, lo, hi in zip((self.z, self.y, self.x), low, high, strict=True):
@@ -180,10 +180,10 @@ def tube_distances(grid: Grid, segments: Sequence[Segment]) -> tuple[np.ndarray,
     return index, distance.reshape(-1)[index]
 
 
-def curve(points: np.ndarray, radii: Sequence[float] | float) -> list[Segment]:
+def curve(points: np.ndarray, radii: np.ndarray | float) -> list[Segment]:
     """Tube segments along a polyline of (n, 3) points (z, y, x)."""
-    radii = np.broadcast_to(np.asarray(radii, float), len(points))
-    return [(points[i], points[i + 1], float(radii[i]), float(radii[i + 1])) for i in range(len(points) - 1)]
+    sizes = np.broadcast_to(np.asarray(radii, float), len(points))
+    return [(points[i], points[i + 1], float(sizes[i]), float(sizes[i + 1])) for i in range(len(points) - 1)]
 
 
 def smooth_noise(grid: Grid, rng: np.random.Generator, cell_mm: float) -> np.ndarray:

@@ -68,10 +68,10 @@ def write_dicom_series(volume: Volume, folder: str | os.PathLike, *, seed: int =
 def _slice_dataset(volume: Volume, index: int, offset: int, seed: int):
     """One CT image as a pydicom data set."""
     from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+    from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
     from pydicom.valuerep import DSfloat
 
-    def uid(*what: object) -> str:
+    def uid(*what: object) -> UID:
         return generate_uid(prefix=_UID_ROOT, entropy_srcs=["voxelfm_hf", str(seed), *map(str, what)])
 
     def decimal(value: float) -> DSfloat:
