@@ -133,7 +133,7 @@ def save_figure(figure: "Figure", path: str | os.PathLike) -> Path:
     with Image.open(buffer) as drawn:
         image = drawn.convert("RGB")
     if image.getcolors(_PALETTE_LIMIT) is not None:  # smooth colours would show steps
-        image = image.quantize(256, method=Image.Quantize.MEDIANCUT)
+        image = image.quantize(256, method=Image.Quantize.MAXCOVERAGE)
     with written_file(path) as part:
         image.save(part, format="PNG")
     return path
