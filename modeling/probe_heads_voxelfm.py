@@ -1,0 +1,147 @@
+"""The small networks of the probes: CLS heads, attention pooler, position regressor, voxel decoder.
+
+Notation: B scans, C feature width, (d, h, w) the patch grid, L outputs. Patch heads take `mask` (B, d, h, w), true at
+real patches, for batches of scans padded at the end of each axis.
+"""
+
+import torch
+from torch import nn
+
+
+class ProbeLinear(nn.Linear):
+    """CLS (B, C) -> L logits."""
+
+    def __init__(self, config):
+        super().__init__(config.feature_size, config.num_outputs)
+
+
+class ProbeMLP(nn.Module):
+    """CLS (B, C) -> hidden -> ReLU -> dropout -> L logits.
+
+    With `independent_outputs` every output has a hidden layer of its own: L published one-label probes in one module.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.members = config.num_outputs if config.independent_outputs else 1
+        self.hidden = nn.Linear(config.feature_size, self.members * config.head_hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+        outputs = config.num_outputs // self.members
+        self.weight = nn.Parameter(torch.empty(self.members, outputs, config.head_hidden_size))
+        self.bias = nn.Parameter(torch.empty(self.members, outputs))
+
+    def forward(self, cls: torch.Tensor) -> torch.Tensor:
+        hidden = self.dropout(self.hidden(cls).relu()).unflatten(-1, (self.members, -1))
+        return (torch.einsum("bmh,moh->bmo", hidden, self.weight) + self.bias).flatten(1)
+
+
+class ProbeAttentionPooler(nn.Module):
+    """One learned query attends to the patches (B, d, h, w, C) -> L logits."""
+
+    def __init__(self, config):
+        super().__init__()
+        width = config.head_hidden_size
+        self.project = nn.Linear(config.feature_size, width)
+        self.project_dropout = nn.Dropout(config.dropout)
+        self.query = nn.Parameter(torch.empty(1, 1, width))
+        self.attention = nn.MultiheadAttention(
+            width, config.num_attention_heads, dropout=config.attention_dropout, batch_first=True
+        )
+        self.dropout = nn.Dropout(config.dropout)
+        self.classifier = nn.Linear(width, config.num_outputs)
+
+    def forward(self, patches: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        tokens = self.project_dropout(self.project(patches.flatten(1, 3)))
+        ignored = None if mask is None else ~mask.flatten(1)
+        query = self.query.expand(len(tokens), -1, -1)
+        pooled, _ = self.attention(query, tokens, tokens, key_padding_mask=ignored, need_weights=False)
+        return self.classifier(self.dropout(pooled[:, 0]))
+
+
+class ProbePositionRegressor(nn.Module):
+    """Patches (B, d, h, w, C) -> P points (B, P * 3), z, y, x from 0 to 1 across the patch grid.
+
+    Positions are added to the tokens, one self-attention layer without residual mixes them, an MLP scores every token,
+    and each point is the softmax-weighted mean of the token positions.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.position_grid = config.position_grid
+        self.position = nn.Linear(3, config.feature_size)
+        self.attention = nn.MultiheadAttention(config.feature_size, config.num_attention_heads, batch_first=True)
+        self.hidden = nn.Linear(config.feature_size, config.head_hidden_size)
+        self.score = nn.Linear(config.head_hidden_size, config.num_points)
+
+    def forward(self, patches: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        positions = self.positions(patches, mask)  # (B, N, 3)
+        tokens = patches.flatten(1, 3) + self.position(positions)
+        ignored = None if mask is None else ~mask.flatten(1)
+        mixed, _ = self.attention(tokens, tokens, tokens, key_padding_mask=ignored, need_weights=False)
+        scores = self.score(self.hidden(mixed).relu())  # (B, N, P)
+        if ignored is not None:
+            scores = scores.masked_fill(ignored.unsqueeze(-1), -torch.inf)
+        return torch.einsum("bnp,bnc->bpc", scores.softmax(1), positions).flatten(1)
+
+    def positions(self, patches: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Positions (B, N, 3) of the patches in the unpadded grid of each scan."""
+        batch, *grid, _ = patches.shape
+        if mask is None:
+            mask = torch.ones((batch, *grid), dtype=torch.bool, device=patches.device)
+        axes = []
+        for axis in range(3):
+            others = [other + 1 for other in range(3) if other != axis]
+            count = mask.amax(others).sum(1).to(patches.dtype)[:, None]  # real patches along the axis, (B, 1)
+            index = torch.arange(grid[axis], dtype=patches.dtype, device=patches.device)[None]
+            if self.position_grid == "corners":
+                axes.append(index / (count - 1).clamp_min(1))
+            else:
+                axes.append((index + 0.5) / count)
+        z, y, x = axes
+        full = (batch, *grid)
+        stacked = (z[:, :, None, None].expand(full), y[:, None, :, None].expand(full), x[:, None, None].expand(full))
+        return torch.stack(stacked, dim=-1).flatten(1, 3)
+
+
+class ProbeDecoderStage(nn.Module):
+    """Two 3x3x3 convolutions without bias, each with group norm (but in the last stage) and ReLU."""
+
+    def __init__(self, width: int, normalise: bool):
+        super().__init__()
+        self.conv1 = nn.Conv3d(width, width, 3, padding=1, bias=False)
+        self.norm1 = nn.GroupNorm(8, width) if normalise else nn.Identity()
+        self.conv2 = nn.Conv3d(width, width, 3, padding=1, bias=False)
+        self.norm2 = nn.GroupNorm(8, width) if normalise else nn.Identity()
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        states = self.norm1(self.conv1(states)).relu()
+        return self.norm2(self.conv2(states)).relu()
+
+
+class ProbeVoxelDecoder(nn.Module):
+    """Patches (B, d, h, w, C) -> class logits (B, L, *size); every stage enlarges the grid by an equal number."""
+
+    def __init__(self, config):
+        super().__init__()
+        width, stages = config.head_hidden_size, config.decoder_stages
+        self.project = nn.Conv3d(config.feature_size, width, 1)
+        self.stages = nn.ModuleList([ProbeDecoderStage(width, normalise=i < stages - 1) for i in range(stages)])
+        self.classifier = nn.Conv3d(width, config.num_outputs, 1)
+
+    def forward(self, patches: torch.Tensor, size: tuple[int, int, int]) -> torch.Tensor:
+        grid = patches.shape[1:4]
+        states = self.project(patches.movedim(-1, 1))
+        for number, stage in enumerate(self.stages, start=1):
+            share = number / len(self.stages)
+            between = [round(n + share * (target - n)) for n, target in zip(grid, size, strict=True)]
+            states = nn.functional.interpolate(stage(states), size=between, mode="trilinear", align_corners=False)
+        return self.classifier(states)
+
+
+HEADS = {
+    "linear": ProbeLinear,
+    "mlp": ProbeMLP,
+    "pooler": ProbeAttentionPooler,
+    "position": ProbePositionRegressor,
+    "decoder": ProbeVoxelDecoder,
+}
