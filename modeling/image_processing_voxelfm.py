@@ -19,6 +19,9 @@ MAX_FIELD_OF_VIEW_MM = 4000.0
 # Voxels converted to float at a time, and output rows of one block of a banded matrix product.
 CHUNK_VOXELS = 1 << 23
 BLOCK_ROWS = 64
+# Factors tried round the exact scale of the patch budget, as published.
+BUDGET_TRIALS = (0.98, 0.99, 1.0, 1.01, 1.02)
+BUDGET_FALLBACK = 0.95
 
 
 @dataclass(frozen=True)
@@ -123,8 +126,9 @@ def isotropic_size(shape: Sequence[int], spacing: Sequence[float], min_spacing_m
 def budget_size(shape: Sequence[int], patch_size: int, max_patches: int) -> Triple:
     """The shape scaled down so that its patch grid holds at most `max_patches` patches.
 
-    All axes shrink by (budget / patches)^(1/3) times the candidate among 0.98 .. 1.02 that keeps the most patches. An
-    axis that would end below one patch keeps exactly one while the others share the rest of the budget.
+    All axes shrink by (budget / patches)^(1/3) times the candidate among 0.98 .. 1.02 that keeps the most patches;
+    where none fits it is 0.95, as published, which on grids of few patches can still exceed the budget. An axis that
+    would end below one patch keeps exactly one while the others share the rest of the budget.
 
     Args:
         shape: (D, H, W) in voxels, every side at least `patch_size`.
@@ -139,20 +143,24 @@ def budget_size(shape: Sequence[int], patch_size: int, max_patches: int) -> Trip
         raise ValueError(f"max_patches must be at least 1, got {max_patches}")
     if patches(shape) <= max_patches:
         return tuple(shape)
+
+    def scaled(factor: float) -> list[int]:
+        return [patch_size if fixed else int(n * factor) for n, fixed in zip(shape, pinned, strict=True)]
+
     pinned = [False] * len(shape)
-    while True:
+    while not all(pinned):
         free = [n for n, fixed in zip(shape, pinned, strict=True) if not fixed]
-        factor = (max_patches / patches(free)) ** (1 / len(free)) if free else 1.0
-        candidates = [
-            [patch_size if fixed else int(n * factor * trial) for n, fixed in zip(shape, pinned, strict=True)]
-            for trial in (0.98, 0.99, 1.0, 1.01, 1.02)
-        ]
-        fitting = [size for size in candidates if patches(size) <= max_patches]
-        size = max(fitting, key=patches) if fitting else [int(n * factor * 0.95) for n in shape]
+        factor = (max_patches / patches(free)) ** (1 / len(free))
+        fitting = [size for trial in BUDGET_TRIALS if patches(size := scaled(factor * trial)) <= max_patches]
+        size = max(fitting, key=patches) if fitting else scaled(factor * BUDGET_FALLBACK)
+        while any(pinned) and patches(size) > max_patches:
+            factor *= BUDGET_FALLBACK
+            size = scaled(factor)
         too_thin = [n < patch_size for n in size]
         if not any(too_thin):
             return tuple(size)
         pinned = [fixed or thin for fixed, thin in zip(pinned, too_thin, strict=True)]
+    return tuple(scaled(1.0))
 
 
 def interpolation_matrix(size_in: int, size_out: int) -> np.ndarray:
