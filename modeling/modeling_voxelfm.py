@@ -66,9 +66,10 @@ class VoxelFMEmbeddings(nn.Module):
 
 
 class VoxelFMRotaryEmbedding(nn.Module):
-    """Cosines and sines of 3D rotary positions, computed in fp32 from the config at each forward.
+    """3D rotary positions as complex numbers cos + i sin in fp32, computed from the config at each forward.
 
-    It holds no buffer, so neither meta-device loading nor a cast to bf16 can change the tables.
+    It holds no buffer, and complex tensors are left alone by casts to half precision (autocast, FSDP's mixed
+    precision): neither meta-device loading nor a bf16 model can change the table.
     """
 
     def __init__(self, config: VoxelFMConfig):
@@ -83,8 +84,8 @@ class VoxelFMRotaryEmbedding(nn.Module):
         k = torch.arange(self.head_dim // 6, dtype=torch.float32, device=device)
         return self.rope_theta ** (2 * k / (self.head_dim / 3))
 
-    def forward(self, grid: tuple[int, int, int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tables (1 + R + N, head_dim / 2), the z, y and x blocks in that order; CLS and registers are not rotated."""
+    def forward(self, grid: tuple[int, int, int], device: torch.device) -> torch.Tensor:
+        """Rotations (1 + R + N, head_dim / 2) complex64, the z, y and x blocks in that order; 1 for CLS and registers."""
         axes = [2 * (torch.arange(n, dtype=torch.float32, device=device) + 0.5) / n - 1 for n in grid]
         coordinates = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 2)  # (N, 3)
         if self.training and self.pos_embed_rescale is not None:
@@ -93,15 +94,15 @@ class VoxelFMRotaryEmbedding(nn.Module):
         angles = (2 * math.pi * coordinates[:, :, None] / self.periods(device)).flatten(1)
         # A zero angle leaves CLS and registers as they are and saves splitting q and k in every layer.
         angles = nn.functional.pad(angles, (0, 0, self.num_prefix_tokens, 0))
-        return angles.cos(), angles.sin()
+        return torch.complex(angles.cos(), angles.sin())
 
 
-def apply_rotary(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotates consecutive pairs of channels: (B, T, heads, head_dim) with fp32 tables (T, head_dim / 2)."""
-    even, odd = states.unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = cos[:, None], sin[:, None]
-    rotated = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
-    return rotated.flatten(-2).to(states.dtype)
+def apply_rotary(states: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:
+    """Rotates consecutive pairs of channels of (B, T, heads, head_dim) by complex64 rotations (T, head_dim / 2)."""
+    # One complex product over the pairs: a third of the passes over memory of the four products written out.
+    states_fp32 = states.to(torch.promote_types(states.dtype, torch.float32))
+    pairs = torch.view_as_complex(states_fp32.unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotations[:, None]).flatten(-2).to(states.dtype)
 
 
 def eager_attention_forward(
@@ -141,13 +142,13 @@ class VoxelFMAttention(nn.Module):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        position_embeddings: torch.Tensor,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         shape = (*hidden_states.shape[:2], -1, self.head_dim)
         # (B, T, C) -> (B, heads, T, head_dim)
-        query = apply_rotary(self.q_proj(hidden_states).view(shape), *position_embeddings).transpose(1, 2)
-        key = apply_rotary(self.k_proj(hidden_states).view(shape), *position_embeddings).transpose(1, 2)
+        query = apply_rotary(self.q_proj(hidden_states).view(shape), position_embeddings).transpose(1, 2)
+        key = apply_rotary(self.k_proj(hidden_states).view(shape), position_embeddings).transpose(1, 2)
         value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
 
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -233,7 +234,7 @@ class VoxelFMLayer(GradientCheckpointingLayer):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        position_embeddings: torch.Tensor,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         attended, _ = self.attention(self.norm1(hidden_states), position_embeddings=position_embeddings, **kwargs)
