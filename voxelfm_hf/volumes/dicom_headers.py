@@ -118,13 +118,17 @@ def read_header(path: Path) -> list[Slice]:
         HeaderProblem: no CT image, or without what is needed to place it.
     """
     try:
-        dataset, syntax, start, length = _parse(path)
+        return _read_header(path)
     except HeaderProblem:
         raise
     except PermissionError:
         raise HeaderProblem("without read permission") from None
-    except Exception:  # pydicom's text may quote the header, and damaged headers raise anything
+    except Exception:  # damaged headers make pydicom raise anything, and its text may quote the header
         raise HeaderProblem("damaged") from None
+
+
+def _read_header(path: Path) -> list[Slice]:
+    dataset, syntax, start, length = _parse(path)
     modality = _text(dataset, "Modality").upper()
     sop_class = _text(dataset, "SOPClassUID")
     if modality == "" and sop_class == "":
@@ -134,12 +138,7 @@ def read_header(path: Path) -> list[Slice]:
         raise HeaderProblem(modality if modality in KNOWN_MODALITIES else "of another modality")
     if start < 0:
         raise HeaderProblem("without pixels (reports)")
-    try:
-        return _slices(path, dataset, syntax, start, length)
-    except HeaderProblem:
-        raise
-    except Exception:
-        raise HeaderProblem("damaged") from None
+    return _slices(path, dataset, syntax, start, length)
 
 
 def _parse(path: Path) -> tuple[Any, str, int, int]:

@@ -79,8 +79,7 @@ class PixelReader:
                 "cannot be read; decompress the series first, e.g. with gdcmconv --raw."
             )
         frame = self._frame(item)
-        size = _coded_size(frame, syntax)
-        if size is not None and size != (storage.rows, storage.columns):
+        if not _plausible(frame, storage):
             raise self._damaged(item)
         import SimpleITK
 
@@ -136,7 +135,23 @@ def _used_bits(stored: np.ndarray, storage: Storage) -> np.ndarray:
     return values.astype(wide)
 
 
-def _coded_size(frame: bytes, syntax: str) -> tuple[int, int] | None:
+def _plausible(frame: bytes, storage: Storage) -> bool:
+    """Whether a code stream's own header agrees with the image; GDCM can crash or take any memory where it does not."""
+    if storage.transfer_syntax != _RLE:
+        return _coded_size(frame, storage.transfer_syntax) == (storage.rows, storage.columns)
+    if len(frame) < 66:
+        return False
+    segments, *offsets = np.frombuffer(frame, "<u4", 16).tolist()
+    used = offsets[:segments]
+    return (
+        segments == storage.bits_allocated // 8
+        and used[0] == 64
+        and used == sorted(set(used))
+        and used[-1] < len(frame)
+    )
+
+
+def _coded_size(frame: bytes, syntax: str) -> tuple[int, int]:
     """(rows, columns) that a JPEG family code stream claims, so that a lie is refused before memory is taken."""
     if syntax in _JPEG2000:
         at = frame.find(b"\xff\x4f\xff\x51")
@@ -144,8 +159,6 @@ def _coded_size(frame: bytes, syntax: str) -> tuple[int, int] | None:
             return (0, 0)
         width, height, left, top = (int.from_bytes(frame[at + n : at + n + 4], "big") for n in (8, 12, 16, 20))
         return height - top, width - left
-    if syntax == _RLE:
-        return None
     at = 2
     while at + 9 <= len(frame) and frame[at] == 0xFF:
         marker = frame[at + 1]

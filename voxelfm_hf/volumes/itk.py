@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -80,10 +81,9 @@ def read_itk(path: Path, *, assume_hu: bool = False) -> Volume:
     return _to_volume(path, image, notes, assume_hu=assume_hu)
 
 
-def _to_volume(path: Path, image: object, notes: list[str], *, assume_hu: bool) -> Volume:
+def _to_volume(path: Path, image: Any, notes: list[str], *, assume_hu: bool) -> Volume:
     import SimpleITK
 
-    assert isinstance(image, SimpleITK.Image)
     if image.GetDimension() == 4:
         image = image[..., 0]
         notes.append("the file is 4-d with one volume; that volume was taken")

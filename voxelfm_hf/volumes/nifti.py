@@ -244,7 +244,13 @@ def _layout(path: Path, header: Any, notes: list[str], *, single: bool) -> _Layo
     slope, intercept, scaled = _scaling(path, header)
     affine = _affine(path, header, notes)
     return _Layout(
-        tuple(sizes), np.dtype(order + _TYPES[code]), max(int(offset), minimum), slope, intercept, scaled, affine
+        (sizes[0], sizes[1], sizes[2]),
+        np.dtype(order + _TYPES[code]),
+        max(int(offset), minimum),
+        slope,
+        intercept,
+        scaled,
+        affine,
     )
 
 
