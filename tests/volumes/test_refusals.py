@@ -400,9 +400,10 @@ def test_npy_refusals(tmp_path, writers) -> None:
         refuse(path, "spacing", spacing=spacing)
     path.write_bytes(path.read_bytes()[:-10])
     refuse(path, "shorter", spacing=(1, 1, 1))
-    head = b"{'descr': '<i2', 'fortran_order': False, 'shape': (10000, 10000, 10000), }"
-    path.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head)
-    refuse(path, "claims", spacing=(1, 1, 1))
+    for shape in ("(10000, 10000, 10000)", "(-3, -3, 3)", "(900, 900, 900)"):
+        head = b"{'descr': '<i2', 'fortran_order': False, 'shape': %s, }" % shape.encode()
+        path.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head)
+        refuse(path, "claims|3-d", spacing=(1, 1, 1))
     path.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", 40) + b"{'descr': __import__('os').system('x')}  ")
     refuse(path, "damaged", spacing=(1, 1, 1))
 

@@ -248,6 +248,22 @@ def test_real_scans_agree_with_simpleitk(real_data) -> None:
         assert np.allclose(volume.affine[:3, 3], oracle.GetOrigin(), atol=1e-3)
 
 
+def test_a_real_series_converted_to_every_format_stays_the_same(real_data, tmp_path) -> None:
+    folder = real_data / "ct" / "scans" / "lungdx_A0002_chest_8mm_dicom"
+    image = sitk.ReadImage(_sorted_series(folder))
+    expected = read_volume(folder)
+    for code in ("LPS", "RAS", "SPR", "AIL"):
+        turned = sitk.DICOMOrient(image, code)
+        for suffix in (".nii", ".nrrd", ".mha"):
+            path = tmp_path / f"{code}{suffix}"
+            sitk.WriteImage(turned, str(path))
+            volume = read_volume(path)
+            assert volume.hu.dtype == expected.hu.dtype and np.array_equal(volume.hu, expected.hu)
+            assert volume.spacing == expected.spacing
+            assert np.allclose(volume.affine, expected.affine, atol=1e-3)
+            path.unlink()
+
+
 def test_real_crops_and_head_scans_need_no_override(real_data) -> None:
     crops = sorted((real_data / "ct" / "lidc" / "images").glob("*.nii.gz"))[::25]
     heads = sorted((real_data / "ct" / "openkbp" / "images").glob("*.nii.gz"))[::24]

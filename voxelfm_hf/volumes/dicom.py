@@ -65,7 +65,7 @@ def read_dicom(path: Path, *, series: int | None = None, assume_hu: bool = False
     affine[:3, 1] = np.array(first.orientation[3:]) * first.spacing[0]
     affine[:3, 2] = spacing.step
     affine[:3, 3] = first.position
-    return assemble_volume(buffer.array, affine, path=path, source=path.name or str(path), notes=notes)
+    return assemble_volume(buffer.array, affine, path=path, source=path.name or path.resolve().name, notes=notes)
 
 
 def list_dicom_series(path: Path) -> list[SeriesFacts]:

@@ -66,7 +66,7 @@ def _read_header(path: Path) -> tuple[tuple[int, int, int], bool, np.dtype, int]
         raise ScanError(f"{path}: it holds Python objects, which are never unpickled; save a plain number array.")
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise ScanError(f"{path}: it holds {dtype.name}, not plain numbers; save int16 or float32.")
-    if len(shape) != 3 or 0 in shape:
+    if len(shape) != 3 or min(shape) < 1:
         raise ScanError(f"{path}: its shape is {shape}, not a 3-d volume (z, y, x); save one volume per file.")
     voxels = math.prod(shape)
     if voxels > MAX_VOXELS:

@@ -84,7 +84,10 @@ def list_series(path: str | os.PathLike[str]) -> list[SeriesFacts]:
         raise ScanError(f"{path}: only DICOM has series; this is another format.")
     from voxelfm_hf.volumes.dicom import list_dicom_series
 
-    return list_dicom_series(path)
+    try:
+        return list_dicom_series(path)
+    except OSError as error:
+        raise ScanError(f"{path}: it cannot be read ({error.strerror or 'input/output error'}).") from None
 
 
 def _kind_of(path: Path) -> str:
