@@ -165,11 +165,16 @@ def budget_size(shape: Sequence[int], patch_size: int, max_patches: int) -> Trip
 
 def interpolation_matrix(size_in: int, size_out: int) -> np.ndarray:
     """Linear interpolation of an axis, half-pixel centres (align_corners False), as a (size_out, size_in) matrix."""
-    source = np.clip((np.arange(size_out) + 0.5) * size_in / size_out - 0.5, 0, size_in - 1)
-    lower = np.minimum(source.astype(np.int64), size_in - 1)
+    return _linear_rows((np.arange(size_out) + 0.5) * size_in / size_out - 0.5, size_in)
+
+
+def _linear_rows(source: np.ndarray, size_in: int) -> np.ndarray:
+    """Rows that interpolate linearly at fractional indices, with the edge values outside."""
+    source = np.clip(source, 0, size_in - 1)
+    lower = source.astype(np.int64)
     upper = np.minimum(lower + 1, size_in - 1)
-    matrix = np.zeros((size_out, size_in))
-    rows = np.arange(size_out)
+    matrix = np.zeros((len(source), size_in))
+    rows = np.arange(len(source))
     np.add.at(matrix, (rows, lower), 1 - (source - lower))
     np.add.at(matrix, (rows, upper), source - lower)
     return matrix
@@ -332,6 +337,55 @@ class VoxelFMImageProcessor(BaseImageProcessor):
         if len({tuple(values.shape) for values in prepared}) == 1:
             prepared = torch.stack(prepared) if return_tensors == "pt" else np.stack(prepared)
         return BatchFeature({"pixel_values": prepared, **({"geometry": geometries} if return_geometry else {})})
+
+    def prepare_region(
+        self, volume, centre_lps: Sequence[float], edge_mm: float, size: int
+    ) -> tuple[torch.Tensor, VoxelFMGeometry]:
+        """Cuts a cube given in millimetres out of a scan and resamples it to `size`^3 voxels.
+
+        The cube lies along the axes of the volume's grid. Parts outside the scan repeat its edge values, and a note
+        says how much that is.
+
+        Args:
+            volume: A volume with `.hu`, `.spacing` and `.affine` ((z, y, x) index to LPS mm).
+            centre_lps: Centre of the cube (x, y, z) in LPS mm.
+            edge_mm: Edge length in mm.
+            size: Edge in voxels of the result, a multiple of the patch size.
+
+        Returns:
+            Normalised voxels (1, size, size, size) float32, and where they lie in the volume.
+
+        Raises:
+            ValueError: a cube fully outside the scan, an edge that is not positive, a size that is no multiple of the
+                patch size.
+        """
+        hu, spacing = _checked_volume(volume, None)
+        if size < 1 or size % self.patch_size:
+            raise ValueError(f"the region size must be a multiple of the patch size {self.patch_size}, got {size}")
+        if not (math.isfinite(edge_mm) and 0 < edge_mm <= MAX_FIELD_OF_VIEW_MM):
+            raise ValueError(f"the edge of a region must be a positive number of millimetres, got {edge_mm}")
+        centre = np.linalg.solve(volume.affine, [*centre_lps, 1.0])[:3]
+        half = edge_mm / 2 / np.array(spacing)
+        starts, stops = centre + 0.5 - half, centre + 0.5 + half
+        inside = np.minimum(stops, hu.shape) - np.maximum(starts, 0)
+        if inside.min() <= 0:
+            raise ValueError(
+                f"the region of {edge_mm:g} mm lies outside the scan: its centre is at voxel (z, y, x) = "
+                f"{tuple(round(float(c), 1) for c in centre)} of {hu.shape}"
+            )
+        matrices, cut = [], []
+        for start, stop, n in zip(starts, stops, hu.shape, strict=True):
+            rows = _linear_rows(start + (np.arange(size) + 0.5) * (stop - start) / size - 0.5, n)
+            used = np.flatnonzero(rows.any(0))
+            cut.append(slice(used[0], used[-1] + 1))
+            matrices.append(rows[:, cut[-1]])
+        values = apply_axes(hu[tuple(cut)], matrices, tuple(self.hu_range))
+        values = values.sub_(self.image_mean).div_(self.image_std)[None]
+        outside = 1 - float(np.prod(inside / (stops - starts)))
+        notes = (f"{outside:.0%} of the region lies outside the scan and repeats its edge",) if outside > 1e-6 else ()
+        grid = (size // self.patch_size,) * 3
+        triple = (edge_mm / size,) * 3
+        return values, VoxelFMGeometry(grid, tuple(starts.tolist()), tuple(stops.tolist()), triple, notes)
 
     def _volumes(self, images, spacing) -> list[tuple[np.ndarray, tuple[float, ...]]]:
         """The input as a flat list of (array (D, H, W), spacing)."""

@@ -267,3 +267,60 @@ def test_save_load_round_trip_keeps_every_setting(tmp_path):
     again = VoxelFMImageProcessor.from_pretrained(tmp_path)
     assert again.to_dict() == processor.to_dict()
     assert VoxelFMImageProcessor.from_pretrained(tmp_path, max_patches=5).max_patches == 5
+
+
+class Scan:
+    """The least a region needs: voxels, spacing and an affine."""
+
+    def __init__(self, hu, spacing, origin=(0.0, 0.0, 0.0)):
+        self.hu, self.spacing = hu, spacing
+        self.affine = np.array(
+            [[0, 0, spacing[2], origin[0]], [0, spacing[1], 0, origin[1]], [spacing[0], 0, 0, origin[2]], [0, 0, 0, 1]]
+        )
+
+
+def test_region_equals_simpleitk_resampling():
+    import SimpleITK
+
+    rng = np.random.default_rng(3)
+    scan = Scan(rng.integers(-900, 1500, (14, 40, 36)).astype(np.int16), (2.5, 0.8, 0.7), origin=(-10.0, 20.0, 100.0))
+    processor = VoxelFMImageProcessor(patch_size=4)
+    centre, edge, size = (3.1, 35.3, 116.2), 14.0, 16
+    values, geometry = processor.prepare_region(scan, centre, edge, size)
+    image = SimpleITK.GetImageFromArray(scan.hu.astype(np.float64))
+    image.SetSpacing(scan.spacing[::-1])
+    image.SetOrigin((-10.0, 20.0, 100.0))
+    corner = [c - edge / 2 + edge / size / 2 for c in centre]
+    expected = SimpleITK.Resample(
+        image,
+        [size] * 3,
+        SimpleITK.Transform(),
+        SimpleITK.sitkLinear,
+        corner,
+        [edge / size] * 3,
+        [1, 0, 0, 0, 1, 0, 0, 0, 1],
+    )
+    hu = values[0].numpy() * 461.3 - 573.8
+    np.testing.assert_allclose(hu, SimpleITK.GetArrayFromImage(expected), atol=1e-2)
+    assert geometry.grid == (4, 4, 4) and geometry.spacing_mm == pytest.approx((0.875,) * 3) and geometry.notes == ()
+    middle = geometry.patch_centres().mean((0, 1, 2))
+    np.testing.assert_allclose((scan.affine @ [*middle, 1])[:3], centre, atol=1e-6)
+
+
+def test_region_partly_outside_repeats_the_edge_and_says_so():
+    scan = Scan((np.arange(10)[:, None, None] * np.ones((10, 30, 30)) * 10).astype(np.int16), (1.0, 1.0, 1.0))
+    processor = VoxelFMImageProcessor(patch_size=4)
+    values, geometry = processor.prepare_region(scan, (15, 15, 9.5), 8, 8)
+    profile = values[0, :, 0, 0].numpy() * 461.3 - 573.8
+    np.testing.assert_allclose(profile, [60, 70, 80, 90, 90, 90, 90, 90], atol=1e-2)
+    assert "50%" in geometry.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("centre", "edge", "size", "message"),
+    [((15, 15, 99), 8, 8, "outside the scan"), ((15, 15, 5), 0, 8, "positive"), ((15, 15, 5), 8, 9, "multiple")],
+)
+def test_impossible_regions_are_refused(centre, edge, size, message):
+    scan = Scan(np.zeros((10, 30, 30), np.int16), (1.0, 1.0, 1.0))
+    with pytest.raises(ValueError, match=message):
+        VoxelFMImageProcessor(patch_size=4).prepare_region(scan, centre, edge, size)
