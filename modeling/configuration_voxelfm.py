@@ -80,6 +80,7 @@ class VoxelFMConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         self.auto_map = kwargs.pop("auto_map", None) or dict(AUTO_MAP)
+        kwargs.pop("stage_names", None)  # derived: a saved list may belong to another depth
         self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
         self.set_output_features_output_indices(
             out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
@@ -89,14 +90,16 @@ class VoxelFMConfig(BackboneConfigMixin, PreTrainedConfig):
     def validate_architecture(self):
         """Raises ValueError where the numbers contradict each other; run after every construction."""
         super().validate_architecture()
+        for name in (
+            "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_channels", "image_size"
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.hidden_size % (6 * self.num_attention_heads):
             raise ValueError(
                 f"hidden_size {self.hidden_size} must be a multiple of 6 * num_attention_heads "
                 f"({6 * self.num_attention_heads}): every head holds rotary pairs for z, y and x"
             )
-        for name in ("patch_size", "num_hidden_layers", "num_channels", "image_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.num_register_tokens < 0:
             raise ValueError(f"num_register_tokens must be 0 or more, got {self.num_register_tokens}")
         if not 0 <= self.drop_path_rate < 1:

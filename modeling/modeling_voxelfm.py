@@ -85,7 +85,7 @@ class VoxelFMRotaryEmbedding(nn.Module):
         return self.rope_theta ** (2 * k / (self.head_dim / 3))
 
     def forward(self, grid: tuple[int, int, int], device: torch.device) -> torch.Tensor:
-        """Rotations (1 + R + N, head_dim / 2) complex64, the z, y and x blocks in that order; 1 for CLS and registers."""
+        """Rotations (1 + R + N, head_dim / 2) complex64, blocks for z, y and x in that order; 1 for CLS and registers."""
         axes = [2 * (torch.arange(n, dtype=torch.float32, device=device) + 0.5) / n - 1 for n in grid]
         coordinates = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 2)  # (N, 3)
         if self.training and self.pos_embed_rescale is not None:
@@ -325,6 +325,11 @@ class VoxelFMModel(VoxelFMPreTrainedModel):
 
     def _checked_volumes(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Volumes as (B, c, D, H, W) in the dtype of the weights; ValueError for shapes the model cannot take."""
+        if not isinstance(pixel_values, torch.Tensor):
+            raise ValueError(
+                f"pixel_values must be one tensor, got a {type(pixel_values).__name__}: encode volumes of unequal "
+                "shapes one by one"
+            )
         if pixel_values.ndim == 4 and self.config.num_channels == 1:
             pixel_values = pixel_values.unsqueeze(1)
         p, channels = self.config.patch_size, self.config.num_channels
