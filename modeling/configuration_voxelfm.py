@@ -80,8 +80,6 @@ class VoxelFMConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         self.auto_map = kwargs.pop("auto_map", None) or dict(AUTO_MAP)
-        kwargs.pop("stage_names", None)  # derived: a saved list may belong to another depth
-        self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
         self.set_output_features_output_indices(
             out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
         )
@@ -106,6 +104,11 @@ class VoxelFMConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"drop_path_rate must lie in [0, 1), got {self.drop_path_rate}")
         if self.pos_embed_rescale is not None and self.pos_embed_rescale < 1:
             raise ValueError(f"pos_embed_rescale must be at least 1, got {self.pos_embed_rescale}")
+
+    @property
+    def stage_names(self) -> list[str]:
+        """Names of the backbone's feature maps: the embeddings, then every block."""
+        return ["stem", *(f"stage{i}" for i in range(1, self.num_hidden_layers + 1))]
 
     @property
     def intermediate_size(self) -> int:

@@ -85,7 +85,7 @@ class VoxelFMRotaryEmbedding(nn.Module):
         return self.rope_theta ** (2 * k / (self.head_dim / 3))
 
     def forward(self, grid: tuple[int, int, int], device: torch.device) -> torch.Tensor:
-        """Rotations (1 + R + N, head_dim / 2) complex64, blocks for z, y and x in that order; 1 for CLS and registers."""
+        """Rotations (1 + R + N, head_dim / 2) complex64, blocks for z, y and x in this order; 1 for the prefix."""
         axes = [2 * (torch.arange(n, dtype=torch.float32, device=device) + 0.5) / n - 1 for n in grid]
         coordinates = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 2)  # (N, 3)
         if self.training and self.pos_embed_rescale is not None:

@@ -29,8 +29,13 @@ def tokens(model) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"use_swiglu_ffn": True}, {"num_register_tokens": 0}, {"qkv_bias": False, "proj_bias": False, "mlp_bias": False}],
-)  # fmt: skip
+    [
+        {},
+        {"use_swiglu_ffn": True},
+        {"num_register_tokens": 0},
+        {"qkv_bias": False, "proj_bias": False, "mlp_bias": False},
+    ],
+)
 def test_round_trip_is_bit_equal(tmp_path, changes):
     model = make_model(**changes)
     model.save_pretrained(tmp_path)
