@@ -1,7 +1,10 @@
 """Models by name: local folders, Hub repositories, and the published checkpoint, which is converted once."""
 
+from contextlib import ExitStack
 from importlib import resources
 from pathlib import Path
+
+import torch
 
 from voxelfm_hf.volumes.errors import ModelError, VoxelFMError
 
@@ -84,6 +87,28 @@ def _converted(repository: str, revision: str | None) -> Path:
             if not folder.is_dir():
                 raise
     return folder
+
+
+def weight_hash(folder: str | Path) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of all tensors of a model folder, the same however it is sharded."""
+    import hashlib
+
+    from safetensors import safe_open
+
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"{folder} holds no safetensors weights")
+    where = {}
+    with ExitStack() as stack:
+        for file in files:
+            opened = stack.enter_context(safe_open(file, framework="pt"))
+            where.update(dict.fromkeys(opened.keys(), opened))
+        digest = hashlib.sha256()
+        for name in sorted(where):
+            tensor = where[name].get_tensor(name).contiguous()
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+    return digest.hexdigest()
 
 
 def embedded_model() -> Path:
