@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import math
@@ -86,7 +87,7 @@ class Slice:
     rescaled: bool
     padding: tuple[int, int] | None  # stored values that are no measurement
     localizer: bool
-    study: str  # hashes for grouping only
+    study: str  # this and the next three are hashes, good for comparing only
     series: str
     instance: str
     phase: tuple[str, ...]  # what may tell two images at one place apart
@@ -190,6 +191,11 @@ def _text(dataset: Any, keyword: str) -> str:
     return "" if value is None else str(value).strip()
 
 
+def _token(*texts: str) -> str:
+    """A stand-in for an identifier that can be compared but not read; "" for nothing."""
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16] if any(texts) else ""
+
+
 def _floats(dataset: Any, keyword: str, count: int) -> tuple[float, ...] | None:
     value = getattr(dataset, keyword, None)
     if value is None or isinstance(value, str):
@@ -220,9 +226,9 @@ def _slices(path: Path, dataset: Any, syntax: str, start: int, length: int) -> l
         raise HeaderProblem("multi-frame without a position for each frame")
     storage = _storage(path, dataset, syntax, start, length, frames)
     common = {
-        "study": _text(dataset, "StudyInstanceUID") + "\n" + _text(dataset, "PatientID"),
-        "series": _text(dataset, "SeriesInstanceUID"),
-        "instance": _text(dataset, "SOPInstanceUID"),
+        "study": _token(_text(dataset, "StudyInstanceUID"), _text(dataset, "PatientID")),
+        "series": _token(_text(dataset, "SeriesInstanceUID")),
+        "instance": _token(_text(dataset, "SOPInstanceUID")),
     }
     padding = _padding(dataset)
     shared_sequence = getattr(dataset, "SharedFunctionalGroupsSequence", None)
@@ -290,7 +296,7 @@ def _slice(
         rescaled=rescaled,
         padding=padding,
         localizer=localizer,
-        phase=tuple(phase),
+        phase=tuple(_token(label) for label in phase),
         **common,
     )
 
