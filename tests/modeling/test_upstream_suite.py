@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import nn
 from transformers.modeling_outputs import MaskedImageModelingOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from voxelfm_hf.modeling.configuration_voxelfm import VoxelFMConfig
@@ -99,7 +101,9 @@ class VoxelFMWithLoss(VoxelFMPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    def forward(self, pixel_values, bool_masked_pos=None, **kwargs) -> MaskedImageModelingOutput:
+    def forward(
+        self, pixel_values, bool_masked_pos=None, **kwargs: Unpack[TransformersKwargs]
+    ) -> MaskedImageModelingOutput:
         outputs = self.voxelfm(pixel_values, bool_masked_pos=bool_masked_pos, **kwargs)
         reconstruction = self.decoder(outputs.last_hidden_state)
         return MaskedImageModelingOutput(
