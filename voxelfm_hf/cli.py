@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 
@@ -44,21 +43,10 @@ FAILURES_SHOWN = 20
 def main() -> None:
     """Runs the command; errors a user can fix are one sentence on stderr and exit code 2."""
     try:
-        app(standalone_mode=False)
+        app()
     except VoxelFMError as error:
         errors.print(f"[bold red]voxelfm:[/] {_plain(error)}", highlight=False, soft_wrap=True)
         sys.exit(EXIT_BAD_INPUT)
-    except click.exceptions.Abort:
-        errors.print("stopped; finished work is kept", highlight=False)
-        sys.exit(130)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        errors.print("stopped; finished work is kept", highlight=False)
-        sys.exit(130)
 
 
 def _plain(text: object) -> str:
@@ -199,6 +187,7 @@ def embed(
     Scans that cannot be read are listed in STORE/failures.csv while the rest goes on; the exit code is then 3.
 
     Example: voxelfm embed scans/ --out features
+
     Example: accelerate launch -m voxelfm_hf.cli embed scans/ --out features --model user/voxelfm
     """
     from voxelfm_hf.features import EmbedOptions, Task, embed_scans

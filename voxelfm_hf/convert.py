@@ -23,7 +23,7 @@ RENAMED = {
     "mask_token": ["embeddings.mask_token"],
     "patch_embed.proj.": ["embeddings.patch_embeddings."],
     "blocks.{i}.norm1.": ["layers.{i}.norm1."],
-    "blocks.{i}.attn.qkv.": ["layers.{i}.attention.q_proj.", "layers.{i}.attention.k_proj.", "layers.{i}.attention.v_proj."],
+    "blocks.{i}.attn.qkv.": [f"layers.{{i}}.attention.{part}_proj." for part in "qkv"],
     "blocks.{i}.attn.proj.": ["layers.{i}.attention.o_proj."],
     "blocks.{i}.ls1.gamma": ["layers.{i}.layer_scale1.lambda1"],
     "blocks.{i}.norm2.": ["layers.{i}.norm2."],
