@@ -71,41 +71,53 @@ def volume_row(hu: np.ndarray, spacing: Sequence[float], **columns: Any) -> dict
     return row | columns
 
 
-def write_shard(
-    path: str | os.PathLike,
+def write_shards(
+    paths: Iterable[str | os.PathLike],
     rows: Iterable[Mapping[str, Any]],
     *,
     compression: str = "zstd",
-    compression_level: int | None = 3,
     max_bytes: int | None = None,
 ) -> int:
-    """Write rows to one shard, complete or not at all.
+    """Write rows to one shard after the other, each complete or not at all.
 
     Args:
-        path: the shard; an older one is replaced.
-        rows: as from `volume_row`; consumed one by one, so that only one row group is in memory. At least one.
-        compression, compression_level: Parquet codec of the voxels.
-        max_bytes: stop taking rows once the file has grown to this size.
+        paths: where; an older file is replaced. Only as many are used as needed.
+        rows: as from `volume_row`; consumed one by one, so that only one row group is in memory.
+        compression: Parquet codec, "zstd" (level 3), "lz4" or "none".
+        max_bytes: go on with the next shard once a file has grown to this size; None keeps one.
 
     Returns:
-        How many rows were written; 0 (and no file) if there were none.
+        How many rows were written.
     """
-    path = Path(path)
+    groups = _row_groups(rows)
+    total = 0
+    for path in paths:
+        written = _write_shard(Path(path), groups, compression=compression, max_bytes=max_bytes)
+        if not written:
+            break
+        total += written
+    return total
+
+
+def _write_shard(
+    path: Path, groups: Iterator[list[Mapping[str, Any]]], *, compression: str, max_bytes: int | None
+) -> int:
+    """Take row groups until the file is large enough; no file if there are none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     written = 0
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             with pq.ParquetWriter(
                 file,
                 SCHEMA,
                 compression=compression,
-                compression_level=compression_level,
+                compression_level=3 if compression == "zstd" else None,
                 use_dictionary=False,
                 write_statistics=False,
                 write_page_checksum=True,
             ) as writer:
-                for group in _row_groups(rows):
+                for group in groups:
                     writer.write_table(pa.Table.from_pylist(group, SCHEMA), row_group_size=len(group))
                     written += len(group)
                     if max_bytes is not None and file.tell() >= max_bytes:

@@ -78,12 +78,20 @@ class OpenSource(Protocol):
     count: int | None  # scans in it, where that is known without reading it
     units: int
     first_rows: np.ndarray | None  # (units + 1,) rows before each unit; None where rows only come one after the other
+    columns: ColumnMap | None
+    assume_hu: bool
 
     def read(self, unit: int) -> "Sequence[Mapping[str, Any]] | Iterator[Mapping[str, Any]]":
         """The rows of one unit, not decoded."""
 
     def label(self, unit: int) -> str:
         """The unit's name for messages."""
+
+    def unit_id(self, unit: int) -> str | None:
+        """The id of the only scan in a unit, where that is known without reading it."""
+
+    def unit_path(self, unit: int) -> str | None:
+        """The file or URL of the only scan in a unit, where it is one."""
 
     def sample(self, row: Mapping[str, Any], fallback: str, *, min_side: int) -> dict[str, Any]:
         """Decode a row; ScanError says why it must be skipped."""
@@ -130,6 +138,7 @@ class _Base:
     def __init__(self, source: StreamSource, name: str) -> None:
         self.name = name
         self.source = source
+        self.assume_hu = source.assume_hu
         self.columns: ColumnMap | None = None
         self.count: int | None = None
         self.units = 0
@@ -137,6 +146,12 @@ class _Base:
 
     def label(self, unit: int) -> str:
         return f"shard {unit}"
+
+    def unit_id(self, unit: int) -> str | None:
+        return None
+
+    def unit_path(self, unit: int) -> str | None:
+        return None
 
     def sample(self, row: Mapping[str, Any], fallback: str, *, min_side: int) -> dict[str, Any]:
         assert self.columns is not None
@@ -222,9 +237,22 @@ class _Table(_Base):
         self._table = _undecoded(table).select_columns(self.columns.names())
         self.units = self.count = len(table)
         self.first_rows = np.arange(len(table) + 1)
+        # Columns of text can be read without reading scans.
+        features = self._table.features
+        names = [name for name in self.columns.names() if getattr(features[name], "dtype", None) == "string"]
+        self._named = self._table.select_columns(names) if names else None
 
     def label(self, unit: int) -> str:
         return f"row {unit}"
+
+    def unit_id(self, unit: int) -> str | None:
+        assert self.columns is not None
+        return row_id(self._named[unit], self.columns, self.label(unit)) if self._named else None
+
+    def unit_path(self, unit: int) -> str | None:
+        assert self.columns is not None
+        value = self._named[unit].get(self.columns.volume) if self._named else None
+        return value if isinstance(value, str) else None
 
     def read(self, unit: int) -> Sequence[Mapping[str, Any]]:
         return [self._table[unit]]

@@ -1,0 +1,330 @@
+"""What a data set of CT scans is: distributions, tissue, body regions, near-duplicates, pictures, distance to another.
+
+`describe` writes into a folder:
+
+    README.md          data set card with the YAML header that the Hub and `datasets.load_dataset` read
+    description.json   all numbers
+    pictures/*.png     histograms and a contact sheet
+"""
+
+import json
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from voxelfm_hf.data.dataset_card import write_card
+from voxelfm_hf.data.dataset_pictures import save_contact_sheet, save_histograms
+from voxelfm_hf.data.isotropic import prepare_volume
+from voxelfm_hf.data.measure import PERCENTILES, TISSUES_HU, fingerprint_distances, measure_volume
+from voxelfm_hf.data.rows import row_id, row_volume
+from voxelfm_hf.data.set_distance import compare_features, model_features
+from voxelfm_hf.data.shards import shard_files
+from voxelfm_hf.data.skips import SkipLog
+from voxelfm_hf.data.stream_sources import PREPARED_MARK, StreamSource, open_source
+from voxelfm_hf.files import written_file
+from voxelfm_hf.hub import resolve_model, weight_hash
+from voxelfm_hf.store import FeatureStore
+from voxelfm_hf.volumes import ScanError, StoreError
+
+logger = logging.getLogger(__name__)
+
+# Copies of a scan (less padding, half the slices, another grid, added noise) stay below this on real scans, different
+# patients above 0.19.
+NEAR_DUPLICATE = 0.15
+_QUANTILES = {"min": 0, "p5": 5, "p25": 25, "median": 50, "p75": 75, "p95": 95, "max": 100}
+_AXES = ("z", "y", "x")
+_MOST_COMPARED = 100_000
+_MOST_LISTED = 1000
+_CONTACT_SHEET = 24
+
+
+def describe(
+    data: str | os.PathLike,
+    *,
+    out: str | os.PathLike | None = None,
+    against: str | os.PathLike | None = None,
+    model: str | os.PathLike | None = None,
+    max_scans: int = 500,
+    license: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Characterise a data set and write its card, numbers and pictures.
+
+    Args:
+        data: a folder made by `prepare`, a feature store, or a folder (or other source) of scans, which are then read.
+        out: where to write; by default into a prepared data set's own folder. Needed for the other kinds.
+        against: another data set of any of these kinds: how far the scans lie from it, in a model's features.
+        model: the model for that comparison (folder or Hub id); not needed between two feature stores.
+        max_scans: at most so many scans a side are embedded for the comparison.
+        license: for the card.
+        progress: called with (scans read, scans in all) where scans have to be read.
+
+    Returns:
+        What description.json holds.
+
+    Raises:
+        StoreError: nothing to describe there, or a comparison without model or features.
+    """
+    folder = Path(data)
+    is_prepared = is_prepared_data(folder)
+    if out is None and not is_prepared:
+        raise StoreError(f"{data}: name a folder for the description (only prepared data sets keep their own).")
+    out = folder if out is None else Path(out)
+    if is_prepared:
+        facts = _prepared_facts(folder)
+    elif is_feature_store(folder):
+        facts = _store_facts(folder)
+    else:
+        facts = _scan_facts(data, progress)
+    if not facts["id"]:
+        raise StoreError(f"{data}: it holds no scans to describe.")
+
+    description = _summary(facts)
+    description["name"] = folder.resolve().name or "scans"
+    description["prepared"] = is_prepared
+    if is_prepared:
+        description |= _left_out(folder)
+    if against is not None:
+        description["distance"] = _distance(folder, Path(against), model, max_scans)
+    out.mkdir(parents=True, exist_ok=True)
+    pictures = [save_histograms(facts, out / "pictures" / "distributions.png")]
+    if is_prepared:
+        pictures.append(save_contact_sheet(folder, out / "pictures" / "scans.png", most=_CONTACT_SHEET))
+    with written_file(out / "description.json") as temporary:
+        temporary.write_text(json.dumps(description, indent=2, allow_nan=False), encoding="utf-8")
+    write_card(out, description, [path for path in pictures if path is not None], license=license)
+    return description
+
+
+def is_prepared_data(folder: str | os.PathLike) -> bool:
+    """Whether a folder holds shards made by `prepare`."""
+    files = shard_files(folder) if os.path.isdir(folder) else []
+    try:
+        return bool(files) and PREPARED_MARK in pq.read_schema(files[0]).names
+    except (OSError, pa.ArrowException):
+        return any("train-" in file.name for file in files)
+
+
+def is_feature_store(folder: str | os.PathLike) -> bool:
+    """Whether a folder is a feature store (`voxelfm_hf.store`)."""
+    return (Path(folder) / "run.json").is_file() and any(Path(folder).glob("features-*.parquet"))
+
+
+def _store_facts(folder: Path) -> dict[str, list]:
+    """What a feature store knows of its scans: geometry and notes."""
+    table = FeatureStore(folder).table
+    return {
+        "id": table["id"].to_pylist(),
+        "original_spacing": table["spacing_mm"].to_pylist(),
+        "field_of_view_mm": table["field_of_view_mm"].to_pylist(),
+        "notes": table["notes"].to_pylist(),
+    }
+
+
+def _prepared_facts(folder: Path) -> dict[str, list]:
+    """Columns of all shards, voxels left out: {"id": [...], "fingerprint": [array], ...}."""
+    columns = ["id", "patient", "source", "shape", "spacing", "original_shape", "original_spacing"]
+    columns += ["original_orientation", "notes", "facts"]
+    facts: dict[str, list] = {}
+    for file in shard_files(folder):
+        try:
+            table = pq.read_table(file, columns=columns, partitioning=None)
+        except (OSError, pa.ArrowException) as error:
+            logger.warning("%s is left out: %s", file.name, str(error).split("\n")[0])
+            continue
+        nested = table["facts"].combine_chunks()
+        for name in columns[:-1]:
+            facts.setdefault(name, []).extend(table[name].to_pylist())
+        for field in nested.type:
+            values = nested.field(field.name)
+            if field.name == "fingerprint":
+                flat = values.flatten().to_numpy(zero_copy_only=False)
+                facts.setdefault("fingerprint", []).extend(flat.reshape(table.num_rows, -1))
+            else:
+                facts.setdefault(field.name, []).extend(values.to_pylist())
+    return facts or {"id": []}
+
+
+def _scan_facts(data: Any, progress: Callable[[int, int], None] | None) -> dict[str, list]:
+    """Measure scans that were not prepared, one after the other."""
+    skips = SkipLog()
+    source = open_source(StreamSource.of(data), skips)
+    facts: dict[str, list] = {"id": []}
+    failed = 0
+    for unit in range(source.units):
+        for position, row in enumerate(source.read(unit)):
+            assert source.columns is not None
+            name = row_id(row, source.columns, f"{source.label(unit)} row {position}")
+            try:
+                volume = row_volume(row, source.columns, name=name)
+            except ScanError as error:
+                failed += 1
+                logger.warning("left out: %s", error)
+                continue
+            measured = measure_volume(volume.hu, volume.spacing)
+            row_facts = {
+                "id": name,
+                "source": source.name,
+                "original_shape": list(volume.hu.shape),
+                "original_spacing": list(volume.spacing),
+                "original_orientation": volume.grid.orientation,
+                "notes": list(volume.notes),
+                **measured,
+                "fingerprint": np.array(measured["fingerprint"], np.int16),
+            }
+            for key, value in row_facts.items():
+                facts.setdefault(key, []).append(value)
+        if progress is not None:
+            progress(unit + 1, source.units)
+    if failed:
+        logger.warning("%d scans of %s could not be read and are left out", failed, source.name)
+    return facts
+
+
+def _summary(facts: Mapping[str, list]) -> dict[str, Any]:
+    """All numbers of a description; what the data set does not know is left out."""
+    summary: dict[str, Any] = {"scans": len(facts["id"])}
+    patients = [p for p in facts.get("patient", []) if p is not None]
+    if patients:
+        summary["patients"] = len(set(patients))
+        summary["scans_without_patient"] = len(facts["id"]) - len(patients)
+    for key, unit in (("original_spacing", "mm"), ("field_of_view", "mm"), ("original_shape", "voxels")):
+        values = facts.get(f"{key}_mm" if key == "field_of_view" else key)
+        if values:
+            summary[f"{key}_{unit}"] = _by_axis(values)
+    if "spacing" in facts:
+        summary["spacing_mm"] = _by_axis(facts["spacing"])
+        summary["shape_voxels"] = _by_axis(facts["shape"])
+        summary["voxels"] = int(sum(int(np.prod(shape, dtype=np.int64)) for shape in facts["shape"]))
+    if "hu_percentiles" in facts:
+        table = np.array(facts["hu_percentiles"], float)
+        summary["hu_percentiles"] = {f"p{q}": _quantiles(table[:, i]) for i, q in enumerate(PERCENTILES)}
+        summary["tissue_fractions"] = {name: _quantiles(facts[name]) for name in TISSUES_HU}
+    if "noise_hu" in facts:
+        summary["noise_hu"] = _quantiles(facts["noise_hu"])
+    for key in ("source", "region", "contrast", "original_orientation", "manufacturer", "kernel"):
+        if any(value is not None for value in facts.get(key, [])):
+            counts = Counter("unknown" if value is None else str(value) for value in facts[key])
+            summary[key] = dict(counts.most_common())
+    if "region" in facts and len(summary.get("source", {})) > 1:
+        pairs = Counter(zip(facts["source"], facts["region"], strict=True))
+        summary["region_by_source"] = {
+            source: {region: n for (s, region), n in pairs.most_common() if s == source} for source in summary["source"]
+        }
+    if any(facts.get("notes", [])):
+        summary["notes"] = dict(Counter(_without_numbers(note) for notes in facts["notes"] for note in notes or []))
+    if "fingerprint" in facts:
+        pairs_found = near_duplicates(facts["id"], np.array(facts["fingerprint"]))
+        summary["near_duplicates"] = pairs_found[:_MOST_LISTED]
+        summary["near_duplicates_count"] = len(pairs_found)
+    return summary
+
+
+def near_duplicates(ids: list[str], fingerprints: np.ndarray, *, limit: float = NEAR_DUPLICATE) -> list[dict[str, Any]]:
+    """Pairs of scans whose fingerprints hardly differ, closest first.
+
+    Args:
+        ids: names (n).
+        fingerprints: (n, 512), as from `measure.fingerprint`.
+        limit: largest `fingerprint_distances` of a pair.
+
+    Returns:
+        [{"id", "other", "distance"}].
+    """
+    if len(ids) > _MOST_COMPARED:
+        logger.warning("near-duplicates are looked for among the first %d scans only", _MOST_COMPARED)
+    values = fingerprints[:_MOST_COMPARED].astype(np.float32)
+    values -= values.mean(1, keepdims=True)
+    power = (values**2).mean(1)
+    found: list[dict[str, Any]] = []
+    for start in range(0, len(values), 1024):
+        block = slice(start, start + 1024)
+        inner = values[block] @ values.T / values.shape[1]
+        spread = 0.5 * (power[block, None] + power[None])
+        with np.errstate(invalid="ignore", divide="ignore"):
+            squared = (2 * spread - 2 * inner) / spread
+        rows, columns = np.nonzero(squared < (limit + 0.01) ** 2)  # rounding of float32; made exact below
+        for row, column in zip(rows + start, columns, strict=True):
+            if column > row and power[row] > 1:
+                distance = float(fingerprint_distances(fingerprints[row].astype(float), fingerprints[column][None])[0])
+                if distance < limit:
+                    found.append({"id": ids[row], "other": ids[column], "distance": round(distance, 4)})
+    return sorted(found, key=lambda pair: pair["distance"])
+
+
+def _left_out(folder: Path) -> dict[str, Any]:
+    """How many scans failed and how many were exact duplicates, from what `prepare` wrote."""
+    counts = {}
+    for key, name in (("failures", "failures.csv"), ("exact_duplicates", "duplicates.csv")):
+        file = folder / name
+        if file.is_file():
+            counts[key] = max(0, len(file.read_text(encoding="utf-8").splitlines()) - 1)
+    return counts
+
+
+def _distance(data: Path, against: Path, model: str | os.PathLike | None, max_scans: int) -> dict[str, Any]:
+    sides = []
+    for folder in (against, data):
+        if is_feature_store(folder):
+            store = FeatureStore(folder)
+            sides.append((store.ids, store.cls, store.run.get("weight_hash")))
+        elif model is None:
+            raise StoreError(f"{folder}: it is no feature store, so a model is needed for the comparison; name one.")
+        else:
+            ids, features = model_features(_volumes(folder, max_scans), model)
+            sides.append((ids, features, weight_hash(resolve_model(str(model)))))
+    (_, reference, first), (ids, features, second) = sides
+    if first != second:
+        raise StoreError(f"{data} and {against}: their features come from different weights; use one model for both.")
+    name = None if model is None else Path(model).name
+    return {"against": against.resolve().name, "model": name, **compare_features(reference, features, ids=ids)}
+
+
+def _volumes(folder: Path, most: int) -> Iterator[tuple[str, np.ndarray, tuple[float, ...]]]:
+    """(id, HU, spacing) of up to `most` scans of a source, drawn with a fixed seed."""
+    source = open_source(StreamSource.of(folder), SkipLog())
+    given = 0
+    for unit in np.random.default_rng(0).permutation(source.units):
+        for position, row in enumerate(source.read(int(unit))):
+            if given == most:
+                return
+            try:
+                if getattr(source, "prepared", False):
+                    sample = source.sample(row, source.label(int(unit)), min_side=1)
+                    yield sample["id"], sample["hu"], sample["spacing"]
+                else:
+                    assert source.columns is not None
+                    name = row_id(row, source.columns, f"{source.label(int(unit))} row {position}")
+                    prepared = prepare_volume(row_volume(row, source.columns, name=name))
+                    yield name, prepared.hu, prepared.spacing
+            except ScanError as error:
+                logger.warning("left out: %s", error)
+                continue
+            given += 1
+
+
+def _quantiles(values: Any) -> dict[str, float | int] | None:
+    """Quantiles of the known values, their mean and number; None if there are none."""
+    known = np.array([v for v in values if v is not None], float)
+    if not len(known):
+        return None
+    numbers: dict[str, float | int] = {name: round(float(np.percentile(known, q)), 4) for name, q in _QUANTILES.items()}
+    return numbers | {"mean": round(float(known.mean()), 4), "known": len(known)}
+
+
+def _by_axis(triples: list) -> dict[str, Any]:
+    table = np.array(triples, float)
+    return {axis: _quantiles(table[:, index]) for index, axis in enumerate(_AXES)}
+
+
+def _without_numbers(note: str) -> str:
+    """Notes differ in their numbers; counted without them."""
+    return re.sub(r"-?\d[\d.,]*", "N", note)

@@ -1,0 +1,102 @@
+"""The data set card: README.md with the YAML header of the Hub, every number from description.json."""
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from voxelfm_hf.data.measure import CONTRAST_NOTE, REGION_NOTE, TISSUES_HU
+from voxelfm_hf.files import written_file
+
+_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+_AXES = ("z", "y", "x")
+
+
+def write_card(
+    folder: Path, description: Mapping[str, Any], pictures: Sequence[Path], *, license: str | None = None
+) -> Path:
+    """Write README.md; a license named by an earlier card is kept when none is given.
+
+    Args:
+        folder: of the card.
+        description: as `characterise.describe` returns it.
+        pictures: PNGs to show, inside the folder.
+        license: identifier of the Hub, such as "cc-by-4.0".
+
+    Returns:
+        The path of the card.
+    """
+    from huggingface_hub import DatasetCard, DatasetCardData
+
+    card_file = folder / "README.md"
+    if license is None and card_file.is_file():
+        license = DatasetCard.load(card_file, ignore_metadata_errors=True).data.license
+    header = DatasetCardData(
+        license=license or "unknown",
+        task_categories=["image-feature-extraction"],
+        tags=["medical", "computed-tomography", "radiology", "3d", "voxelfm"],
+        size_categories=[next((name for limit, name in _SIZES if description["scans"] < limit), "n>1M")],
+        pretty_name=description["name"],
+    )
+    if description["prepared"]:
+        header.configs = [{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}]
+    template = resources.files("voxelfm_hf.model_cards").joinpath("dataset.md").read_text(encoding="utf-8")
+    card = DatasetCard.from_template(
+        header,
+        template_str=template,
+        description=description,
+        geometry=_geometry(description),
+        tissues=_tissues(description),
+        counts={
+            title: description[key]
+            for key, title in (
+                ("source", "Source"),
+                ("region", "Body region (estimated)"),
+                ("contrast", "Contrast agent (hint)"),
+                ("original_orientation", "Original orientation"),
+                ("manufacturer", "Manufacturer"),
+                ("kernel", "Reconstruction kernel"),
+            )
+            if description.get(key)
+        },
+        pictures=[path.relative_to(folder).as_posix() for path in pictures],
+        region_note=REGION_NOTE,
+        contrast_note=CONTRAST_NOTE,
+    )
+    with written_file(card_file) as temporary:
+        temporary.write_text(str(card), encoding="utf-8")
+    return card_file
+
+
+def _geometry(description: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Rows of a table: what, "median (5 % to 95 %)" for z, y, x."""
+    names = {
+        "original_spacing_mm": "original spacing (mm)",
+        "field_of_view_mm": "field of view (mm)",
+        "original_shape_voxels": "original size (voxels)",
+        "spacing_mm": "prepared spacing (mm)",
+        "shape_voxels": "prepared size (voxels)",
+    }
+    rows = []
+    for key, title in names.items():
+        if key in description:
+            rows += [(f"{title}, {axis}", _spread(description[key][axis])) for axis in _AXES]
+    if description.get("noise_hu"):
+        known = description["noise_hu"]["known"]
+        rows.append((f"noise in soft tissue (HU), known for {known}", _spread(description["noise_hu"])))
+    return rows
+
+
+def _tissues(description: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    fractions = description.get("tissue_fractions") or {}
+    rows = []
+    for name, (low, high) in TISSUES_HU.items():
+        if name in fractions:
+            span = f"below {high}" if low < -30000 else f"from {low}" if high > 30000 else f"{low} to {high}"
+            rows.append((name.replace("_", " "), span, _spread(fractions[name], scale=100)))
+    return rows
+
+
+def _spread(values: Mapping[str, float], scale: float = 1) -> str:
+    middle, low, high = (values[key] * scale for key in ("median", "p5", "p95"))
+    return f"{middle:.4g} ({low:.4g} to {high:.4g})"

@@ -1,0 +1,213 @@
+"""Pictures of a data set: distributions, and a contact sheet of its scans."""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from voxelfm_hf.data.measure import PERCENTILES, TISSUES_HU
+from voxelfm_hf.data.shards import shard_files
+from voxelfm_hf.files import written_file
+
+logger = logging.getLogger(__name__)
+
+_WINDOWS_HU = {"lung": (-1350, 150), "soft": (-160, 240)}
+_INK, _ACCENT = "#33414e", "#2f6f9f"
+_COLOURS = ("#2f6f9f", "#d1793a", "#5a9a6f")
+_AXES = ("z", "y", "x")
+
+
+def save_histograms(facts: Mapping[str, list], path: str | os.PathLike) -> Path:
+    """Draw the distributions of whatever the facts hold (see `characterise`) into one PNG.
+
+    Args:
+        facts: columns: "original_spacing", "field_of_view_mm", "original_shape", "hu_percentiles", tissue fractions,
+            "noise_hu", "region", "contrast", "source"...
+        path: the PNG.
+
+    Returns:
+        The path.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = [panel for panel in _PANELS if panel[1](facts) is not None]
+    rows = -(-len(panels) // 3)
+    figure = Figure(figsize=(12, 3.1 * rows), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = np.atleast_1d(figure.subplots(rows, 3, squeeze=False)).ravel()
+    for axis, (title, values, draw) in zip(axes, panels, strict=False):
+        draw(axis, values(facts))
+        axis.set_title(title, fontsize=10, color=_INK, loc="left")
+        axis.tick_params(labelsize=8, colors=_INK)
+        for side in ("top", "right"):
+            axis.spines[side].set_visible(False)
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    return _save(figure, Path(path))
+
+
+def _by_axis(key: str) -> Any:
+    return lambda facts: np.array(facts[key], float) if facts.get(key) else None
+
+
+def _counts(key: str) -> Any:
+    def count(facts: Mapping[str, list]) -> dict[str, int] | None:
+        values = facts.get(key) or []
+        if all(value is None for value in values):
+            return None
+        names, numbers = np.unique(["unknown" if v is None else str(v) for v in values], return_counts=True)
+        order = np.argsort(-numbers, kind="stable")[:10]
+        return {str(names[i]): int(numbers[i]) for i in order}
+
+    return count
+
+
+def _known(key: str) -> Any:
+    def values(facts: Mapping[str, list]) -> np.ndarray | None:
+        known = [v for v in facts.get(key) or [] if v is not None]
+        return np.array(known, float) if known else None
+
+    return values
+
+
+def _tissues(facts: Mapping[str, list]) -> dict[str, np.ndarray] | None:
+    return {name: np.array(facts[name], float) for name in TISSUES_HU} if facts.get("air") else None
+
+
+def _draw_axes(axis: Any, table: np.ndarray) -> None:
+    """One histogram a spatial axis, over common bins; x is left out where it equals y."""
+    columns = [0, 1] if np.allclose(table[:, 1], table[:, 2], rtol=0.02) else [0, 1, 2]
+    low, high = float(table.min()), float(table.max())
+    bins = np.linspace(low, high if high > low else low + 1, 31)
+    for column in columns:
+        label = "y, x" if column == 1 and len(columns) == 2 else _AXES[column]
+        axis.hist(table[:, column], bins=bins, histtype="stepfilled", alpha=0.55, label=label, color=_COLOURS[column])
+    axis.legend(fontsize=8, frameon=False)
+    axis.set_ylabel("scans", fontsize=8)
+
+
+def _draw_values(axis: Any, values: np.ndarray) -> None:
+    axis.hist(values, bins=30, color=_ACCENT, alpha=0.8)
+    axis.set_ylabel("scans", fontsize=8)
+
+
+def _draw_counts(axis: Any, counts: dict[str, int]) -> None:
+    names = list(counts)[::-1]
+    axis.barh(names, [counts[name] for name in names], color=_ACCENT, alpha=0.8)
+    axis.set_xlabel("scans", fontsize=8)
+
+
+def _draw_tissues(axis: Any, tissues: dict[str, np.ndarray]) -> None:
+    axis.boxplot(
+        list(tissues.values()),
+        tick_labels=[name.replace("_", "\n") for name in tissues],
+        whis=(5, 95),
+        showfliers=False,
+        medianprops={"color": _COLOURS[1]},
+    )
+    axis.set_ylim(0, 1)
+    axis.set_ylabel("share of voxels", fontsize=8)
+
+
+def _draw_percentiles(axis: Any, table: np.ndarray) -> None:
+    """Median and 5 to 95 % band, over scans, of each HU percentile."""
+    low, middle, high = np.percentile(table, (5, 50, 95), axis=0)
+    axis.fill_between(PERCENTILES, low, high, color=_ACCENT, alpha=0.25, label="5 to 95 % of scans")
+    axis.plot(PERCENTILES, middle, color=_ACCENT, label="median scan")
+    axis.set_xlabel("percentile of voxels", fontsize=8)
+    axis.set_ylabel("HU", fontsize=8)
+    axis.legend(fontsize=8, frameon=False)
+
+
+# (title, what it shows of the facts or None, how)
+_PANELS: tuple[tuple[str, Any, Any], ...] = (
+    ("Original voxel spacing (mm)", _by_axis("original_spacing"), _draw_axes),
+    ("Field of view (mm)", _by_axis("field_of_view_mm"), _draw_axes),
+    ("Original size (voxels)", _by_axis("original_shape"), _draw_axes),
+    ("Prepared size (voxels)", _by_axis("shape"), _draw_axes),
+    ("Hounsfield units", _by_axis("hu_percentiles"), _draw_percentiles),
+    ("Tissue (HU ranges)", _tissues, _draw_tissues),
+    ("Noise in soft tissue (HU)", _known("noise_hu"), _draw_values),
+    ("Body region (estimated)", _counts("region"), _draw_counts),
+    ("Contrast agent (hint)", _counts("contrast"), _draw_counts),
+    ("Source", _counts("source"), _draw_counts),
+    ("Manufacturer", _counts("manufacturer"), _draw_counts),
+    ("Reconstruction kernel", _counts("kernel"), _draw_counts),
+)
+
+
+def save_contact_sheet(folder: str | os.PathLike, path: str | os.PathLike, *, most: int = 24) -> Path | None:
+    """Show the middle axial and coronal slice of some prepared scans, drawn with a fixed seed.
+
+    Args:
+        folder: a prepared data set.
+        path: the PNG.
+        most: how many scans.
+
+    Returns:
+        The path; None if no scan can be read.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    scans = _some_scans(Path(folder), most)
+    if not scans:
+        return None
+    columns = min(len(scans), 6)
+    rows = -(-len(scans) // columns)
+    figure = Figure(figsize=(2.1 * columns, 4.3 * rows), dpi=100, layout="constrained", facecolor="black")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2 * rows, columns, squeeze=False)
+    for axis in axes.ravel():
+        axis.set_axis_off()
+    for index, (hu, spacing, region) in enumerate(scans):
+        row, column = 2 * (index // columns), index % columns
+        window = _WINDOWS_HU["lung" if "chest" in (region or "") else "soft"]
+        planes = ((hu[len(hu) // 2], spacing[1] / spacing[2]), (hu[::-1, hu.shape[1] // 2], spacing[0] / spacing[2]))
+        for offset, (plane, aspect) in enumerate(planes):
+            axes[row + offset, column].imshow(plane, cmap="gray", vmin=window[0], vmax=window[1], aspect=aspect)
+        axes[row, column].set_title(region or "", fontsize=8, color="white")
+    return _save(figure, Path(path))
+
+
+def _some_scans(folder: Path, most: int) -> list[tuple[np.ndarray, Sequence[float], str | None]]:
+    """Up to `most` scans from random row groups of random shards."""
+    generator = np.random.default_rng(0)
+    files = shard_files(folder)
+    places = []
+    for index in generator.permutation(len(files))[:most]:
+        try:
+            groups = pq.read_metadata(files[index]).num_row_groups
+        except (OSError, pa.ArrowException):
+            continue
+        places += [(files[index], int(group)) for group in generator.permutation(groups)]
+    order = generator.permutation(len(places))
+    scans: list[tuple[np.ndarray, Sequence[float], str | None]] = []
+    a_group = max(1, -(-most // max(1, len(places))))
+    for file, group in (places[i] for i in order):
+        if len(scans) >= most:
+            break
+        try:
+            with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+                table = parquet.read_row_group(group, ["volume", "shape", "spacing", "facts"])
+        except (OSError, pa.ArrowException) as error:
+            logger.warning("%s row group %d is left out of the picture: %s", file.name, group, error)
+            continue
+        for row in range(min(a_group, table.num_rows)):
+            hu = np.frombuffer(table["volume"][row].as_buffer(), "<i2").reshape(table["shape"][row].as_py())
+            facts = table["facts"][row].as_py() or {}
+            scans.append((hu.copy(), table["spacing"][row].as_py(), facts.get("region")))
+    return scans[:most]
+
+
+def _save(figure: Any, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_file(path) as temporary:
+        figure.savefig(temporary, format="png")
+    return path
