@@ -48,7 +48,7 @@ _LUNG = (
 )
 _LOBES_ELSEWHERE = (
     "lobe|lobes of the thyroid, lobe|lobes of thyroid, thyroid lobe|lobes, lobe|lobes of the liver, liver lobe*, "
-    "hepatic lobe|lobes, caudate lobe, liver segment*, segment* of the liver"
+    "hepatic lobe|lobes, caudate lobe, liver segment*, segment* ~ of the liver"
 )
 
 _HEART_DEVICES = (
@@ -61,7 +61,7 @@ _LINES_AND_TUBES = (
     "catheter*, cannula*, cvp|cvc|picc, central line*, central venous line*, jugular line, subclavian line, "
     "dialysis line, support lines, port chamber*, port reservoir*, port tip, porta cath*, port a cath*, portacath*, "
     "chest port*, infusion port*, power port, mediport, chemoport, * tube|tubes, nasogastric, orogastric, dobhoff, "
-    "intubated, tracheost*, tracheaost*, gastrostomy, jejunostomy, peg, pigtail*, chest drain*, pleural drain*, "
+    "intubated, ett, tracheost*, tracheaost*, gastrostomy, jejunostomy, peg, pigtail*, chest drain*, pleural drain*, "
     "surgical drain*, double j, vp shunt*, ventriculoperitoneal shunt*, ivc filter*, caval filter*"
 )
 _SURGICAL_MATERIAL = (
@@ -75,7 +75,7 @@ _SURGICAL_MATERIAL = (
 _CALCIFICATION = "calcif*, calcium, athero*, plaque*"
 _NOT_CALCIFIED = (
     "non calcif* plaque*, noncalcif* plaque*, non calcif* athero* plaque*, non calcif*, noncalcif*, uncalcif*, "
-    "soft plaque*"
+    "soft plaque*, calcium score ~ 0|zero"
 )
 _ARTERIES = (
     "aorta|aortas|aortic|thoracoaortic, arcus, carotid*, subclavian*, brachiocephalic*, supraaort*, supra aort*, "

@@ -147,7 +147,8 @@ _COMPLETELY = r"(?:completely|totally|fully|entirely)"
 _NEGATES_WHAT_FOLLOWS = _pattern(
     rf"no(?! longer)(?!\.)(?! {_CHANGE})\b",
     r"without(?! (?:iv |intravenous )?contrast)\b",
-    r"(?:absence|lack|resolution|disappearance|removal|devoid|clear) of\b",
+    r"(?:absence|lack|resolution|disappearance|clearing|removal|devoid|clear) of\b",
+    r"(?<![a-z] )(?:absent|resolved)(?= [a-z])",
     r"(?:negative for|free of|free from|neither|nor|never|denies|rather than|instead of)\b",
     r"(?:do|does|did) not (?:show|demonstrate|have|contain|reveal|include|suggest|favou?r)\b",
     r"there (?:is|are|was|were) not?\b",
@@ -157,7 +158,8 @@ _NEGATES_WHAT_PRECEDES = re.compile(
     rf"\b(?:not|never|cannot) {_ADVERB}{_SEEN}\b(?!{_IN_PRIOR})"
     rf"|\b(?:could|can) ?not {_ADVERB}(?:evaluated|assessed|examined|characteri[sz]ed)"
     r"|\bno longer\b|\bunlikely\b|\(-\)"
-    r"|(?<!cannot )(?<!not )\b(?:is|are|was|were|be) (?:absent|negative|excluded|ruled out|removed|missing)\b"
+    r"|(?<!cannot )(?<!not )\b(?:is|are|was|were|be) (?:both |all )?"
+    r"(?:absent|negative|excluded|ruled out|removed|missing)\b"
     rf"|\b(?:has|have|had|was|were|is|are) (?:been )?(?:almost )?(?:{_COMPLETELY} )?"
     r"(?:disappeared|resolved|vanished|removed|withdrawn|resorbed|cleared)\b"
     rf"|\b{_COMPLETELY} (?:regressed|resolved|disappeared)\b|\b(?:regressed|resolved) {_COMPLETELY}\b"
@@ -170,11 +172,15 @@ _NORMAL = _pattern(
     r"(?:within normal limits|in normal limits|of normal|normal|natural|unremarkable|clear|preserved)\b"
 )
 # What follows these is stated as a fact even after a "no".
-_ENDS_NEGATION = _pattern(
-    r"(?:due to|secondary to|because of|owing to|caused by|despite|in the patient|on th(?:e|is) (?:back)?ground(?: of)?"
-    r"|accompanying|adjacent to|compared (?:to|with)|outside (?:the|of)"
-    r"|with (?:an? )?(?:stable|unchanged|residual|persist\w+|new|mild|minimal))\b"
+_ENDS_NEGATION = re.compile(
+    r", (?:with (?!no\b)|(?:new|stable|unchanged|persist\w+)\b)"
+    r"|\b(?:due to|secondary to|because of|owing to|caused by|despite|in the patient"
+    r"|on th(?:e|is) (?:back)?ground(?: of)?|accompanying|adjacent to|compared (?:to|with)|outside (?:the|of)"
+    r"|with (?:an? )?(?:stable|unchanged|residual|persist\w+|new|mild|minimal))\b",
+    re.IGNORECASE,
 )
+# "not enlarged", "not significantly thickened": the word alone is denied.
+_DENIES_A_WORD = _pattern(r"not (?:\w+ly )?\w+ed\b")
 _ASKS = _pattern(
     r"(?:in terms of|rule out|r/o|to exclude|(?:evaluat|assess|investigat)\w* for|correlat\w* (?:for|with))\b",
     r"(?:screening|referred|request(?:ed)?|looking|risk|concern(?:ed)?) for\b",
@@ -229,6 +235,8 @@ def _clause_scopes(text: str, span: Span) -> Iterator[Scope]:
         # A clause that begins with its verb (", which was there before, was not seen") has its subject further left.
         has_subject = len(re.findall(r"[A-Za-z]{3,}", text[start : match.start()])) > 1
         yield Scope("absent", start if has_subject else 0, match.start())
+    for match in _DENIES_A_WORD.finditer(text, start, end):
+        yield Scope("absent", match.start(), match.end())
     for match in _NORMAL.finditer(text, start, end):
         cut = max(text.rfind(",", start, match.start()), text.rfind(" and ", start, match.start()), start)
         yield Scope("absent", cut, match.start())

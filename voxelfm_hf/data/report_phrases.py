@@ -7,7 +7,8 @@ def phrase_pattern(phrases: str) -> re.Pattern[str]:
     """Compile phrases into one pattern that ignores case and matches whole words.
 
     Commas separate phrases; a space also matches a hyphen or slash; `*` stands for any beginning or ending of a word;
-    `|` separates alternatives of one word; `~` stands for up to four words in between.
+    `|` separates alternatives of one word; `~` stands for up to four words in between, but not for "not", "no" or
+    "without".
 
     Args:
         phrases: For instance "ground glass, nodul*, lobe|lobes, septal ~ thick*".
@@ -26,7 +27,8 @@ def _expression(phrase: str) -> str:
     expression = ""
     for word in phrase.split():
         if word == "~":
-            expression += r"(?:[\w'.]+[\s/,-]+){0,4}?"
+            # Words in between must not deny the phrase: "heart is not enlarged" is no "heart ~ enlarged".
+            expression += r"(?:(?!(?:not|no|without)\b)[\w'.]+[\s/,-]+){0,4}?"
         else:
             alternatives = "|".join(re.escape(part).replace(r"\*", r"\w*") for part in word.split("|"))
             expression += rf"(?:{alternatives})[\s/-]+"
