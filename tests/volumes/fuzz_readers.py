@@ -41,7 +41,7 @@ def make_seeds(folder: Path, writers: ModuleType) -> dict[str, bytes]:
         sitk.WriteImage(writers.lps_image(hu), str(folder / f"packed.{suffix}"), True)
     np.save(folder / "array.npy", hu)
     stored = (hu + 1024).astype("<u2")
-    writers.dicom_slice(stored[0], (0, 0, 0), RescaleIntercept=-1024).save_as(
+    writers.dicom_slice(stored[0], (0, 0, 0), RescaleIntercept=-1024, SOPInstanceUID="1.2.3.6").save_as(
         folder / "slice.dcm", enforce_file_format=True
     )
     writers.enhanced_ct(hu).save_as(folder / "frames.dcm", enforce_file_format=True)

@@ -141,7 +141,7 @@ def enhanced_ct(hu: np.ndarray, *, order: list[int] | None = None, slopes: list[
     order = order if order is not None else list(range(len(hu)))
     slopes = slopes or [1.0] * len(hu)
     stored = np.stack([((hu[z].astype(np.int64) + 1024) / s).round() for z, s in zip(order, slopes, strict=True)])
-    item = dicom_slice(stored.astype("<u2"), ORIGIN, SOPClassUID=EnhancedCTImageStorage)
+    item = dicom_slice(stored.astype("<u2"), ORIGIN, SOPClassUID=EnhancedCTImageStorage, SOPInstanceUID="1.2.3.7")
     for keyword in (
         "ImagePositionPatient",
         "ImageOrientationPatient",

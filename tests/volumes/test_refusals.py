@@ -208,6 +208,9 @@ def test_itk_headers_without_geometry(tmp_path, writers) -> None:
         (mha.replace(b"ElementDataFile = LOCAL", b"ElementDataFile = LIST"), "d.mha", "several files"),
         (mha.replace(b"MET_SHORT", b"MET_SHIRT"), "e.mha", "voxel type"),
         (mha[:-50], "f.mha", "shorter"),
+        (mha.replace(b"Matrix = 1 0 0 0 1 0 0", b"Matrix = 1 0 0 0 1 0 1e308"), "g.mha", "absurd"),
+        (mha.replace(b"Matrix = 1 0", b"Matrix = nan 0"), "h.mha", "absurd"),
+        (nrrd.replace(b"space directions: (0.8", b"space directions: (1e308"), "h.nrrd", "absurd"),
     ]
     for content, name, words in cases:
         (tmp_path / name).write_bytes(content)

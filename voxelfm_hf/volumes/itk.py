@@ -16,6 +16,7 @@ from voxelfm_hf.volumes.volume import Volume, assemble_volume
 
 _MAX_HEADER = 1 << 16
 _MAX_DEFLATE_RATIO = 1040
+_MAX_NUMBER = 1e7
 _SPACES = {
     "right-anterior-superior", "ras", "left-anterior-superior", "las", "left-posterior-superior", "lps",
 }  # fmt: skip
@@ -144,6 +145,13 @@ def _numbers(path: Path, text: str, what: str) -> list[float]:
         raise ScanError(f"{path}: its header's {what} cannot be understood; export the scan again.") from None
 
 
+def _check_numbers(path: Path, fields: dict[str, str], names: tuple[str, ...], limit: float) -> None:
+    """Refuse wild geometry here: ITK's matrix routines do not return from it."""
+    for name in names:
+        if any(not abs(n) <= limit for n in _numbers(path, fields.get(name, "").replace("none", ""), name)):
+            raise ScanError(f"{path}: its header's {name} holds absurd numbers; export the scan again.")
+
+
 def _integers(path: Path, text: str, what: str) -> list[int]:
     numbers = _numbers(path, text, what)
     if not numbers or any(not n.is_integer() or abs(n) > 1e15 for n in numbers):
@@ -165,6 +173,7 @@ def _nrrd_claims(path: Path, head: bytes) -> _Claims:
     directions = fields.get("space directions", "")
     if len(_numbers(path, directions.replace("none", ""), "space directions")) != 9:
         raise ScanError(f"{path}: its header states no 3-d space directions, so spacing is unknown; export it again.")
+    _check_numbers(path, fields, ("space directions", "space origin"), _MAX_NUMBER)
     units = fields.get("space units", "").replace('"', " ").split()
     if any(unit.lower() not in ("mm", "millimeter", "millimetre") for unit in units):
         raise ScanError(f"{path}: its lengths are not in millimetres; export the scan in mm.")
@@ -197,6 +206,9 @@ def _meta_claims(path: Path, head: bytes, notes: list[str]) -> _Claims:
         raise ScanError(f"{path}: its header states no ElementSpacing, so sizes are unknown; export the scan again.")
     if not {"TransformMatrix", "Rotation", "Orientation"} & fields.keys():
         notes.append("the header states no orientation; MetaImage's default (LPS) was assumed")
+    matrices = ("TransformMatrix", "Rotation", "Orientation")
+    _check_numbers(path, fields, (*matrices, "Offset", "Position", "Origin", "CenterOfRotation"), _MAX_NUMBER)
+    _check_numbers(path, fields, ("ElementSpacing", "ElementSize"), _MAX_NUMBER)
     data = fields["ElementDataFile"]
     if data.upper().startswith("LIST") or "%" in data:
         raise ScanError(f"{path}: its voxels are spread over several files; save it as one file.")
