@@ -289,6 +289,19 @@ def test_lossless_compressions(tmp_path, writers, syntax, signed) -> None:
     assert np.array_equal(volume.hu, hu)
 
 
+@pytest.mark.parametrize("bits", [8, 10, 12, 13, 16])
+@pytest.mark.parametrize("signed", [False, True])
+def test_jpeg2000_of_every_depth(tmp_path, writers, bits, signed) -> None:
+    need_encoder(JPEG2000Lossless)
+    rng = np.random.default_rng(bits)
+    low, high = (-(1 << (bits - 1)), 1 << (bits - 1)) if signed else (0, 1 << bits)
+    stored = rng.integers(low, high, (40, 48)).astype(("<i" if signed else "<u") + ("1" if bits == 8 else "2"))
+    item = writers.dicom_slice(stored, (0, 0, 0), BitsStored=bits, HighBit=bits - 1)
+    item.compress(JPEG2000Lossless, generate_instance_uid=False)
+    item.save_as(tmp_path / "slice.dcm", enforce_file_format=True)
+    assert np.array_equal(read_volume(tmp_path / "slice.dcm", assume_hu=True).hu[0], stored)
+
+
 @pytest.mark.parametrize("compressor", ["JPEG", "JPEG2000"])
 def test_compressions_written_by_gdcm(tmp_path, writers, compressor) -> None:
     stored = (writers.ct_array((1, 40, 48)) + 1024).astype(np.uint16)

@@ -1,7 +1,8 @@
-"""Stored pixel values of one DICOM image: uncompressed straight from the file, compressed through GDCM."""
+"""Stored pixel values of one DICOM image: straight from the file, or decoded by GDCM (JPEG 2000: Pillow)."""
 
 from __future__ import annotations
 
+import io
 import tempfile
 from pathlib import Path
 
@@ -81,6 +82,11 @@ class PixelReader:
         frame = self._frame(item)
         if not _plausible(frame, storage):
             raise self._damaged(item)
+        if syntax in _JPEG2000:
+            stored = _decode_jpeg2000(frame)
+            if stored is None or stored.size != storage.rows * storage.columns:
+                raise self._damaged(item)
+            return stored
         import SimpleITK
 
         if self._folder is None:
@@ -169,6 +175,35 @@ def _coded_size(frame: bytes, syntax: str) -> tuple[int, int]:
             return int.from_bytes(frame[at + 5 : at + 7], "big"), int.from_bytes(frame[at + 7 : at + 9], "big")
         at += 2 + int.from_bytes(frame[at + 2 : at + 4], "big")
     return (0, 0)
+
+
+def _decode_jpeg2000(frame: bytes) -> np.ndarray | None:
+    """Values of a one-component JPEG 2000 code stream, or None if it is damaged.
+
+    Through Pillow, because GDCM can crash on a damaged JPEG 2000 header. Pillow returns 16-bit images moved up to
+    fill the 16 bits and signed ones shifted to be positive; both are undone here.
+    """
+    import warnings
+
+    from PIL import Image
+
+    at = frame.find(b"\xff\x4f\xff\x51")
+    if len(frame) < at + 43 or frame[at + 40 : at + 42] != b"\0\x01":  # one component
+        return None
+    precision, signed = (frame[at + 42] & 0x7F) + 1, bool(frame[at + 42] & 0x80)
+    if precision > 16:
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its warning about large images; the size has been checked
+            with Image.open(io.BytesIO(frame[at:]), formats=["JPEG2000"]) as image:
+                values = np.asarray(image)
+    except Exception:
+        return None
+    if values.ndim != 2 or values.dtype not in (np.uint8, np.uint16):
+        return None
+    stored = values.astype(np.int32) >> max(0, values.dtype.itemsize * 8 - precision)
+    return (stored - (1 << (precision - 1) if signed else 0)).reshape(-1)
 
 
 def _write_minimal(scratch: Path, frame: bytes, storage: Storage) -> None:
