@@ -1,7 +1,7 @@
 """Losses of the probes, for F independent fits side by side: outputs (F, n, o), targets (F, n, k), weights (F, n).
 
-A NaN target is missing: it takes no part in the loss. A row of weight 0 is not in the training set of that fit. Each
-function returns (F,) losses, so that the gradient of their sum is the gradient of every fit by itself.
+A NaN target is missing: it takes no part in the loss. A row of weight 0 is not in the training set of that fit; weights
+may differ between outputs, (F, n, o), in all losses but Cox's. Each function returns (F,) losses, so that the gradient of their sum is the gradient of every fit by itself.
 """
 
 import torch
@@ -78,5 +78,5 @@ def cox_loss(outputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
 
 def _weighted_mean(losses: torch.Tensor, known: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Mean over rows and outputs of each fit; 0 where nothing is known."""
-    effective = known * weights.unsqueeze(-1)
+    effective = known * (weights.unsqueeze(-1) if weights.ndim < known.ndim else weights)
     return (losses * effective).sum((-2, -1)) / effective.sum((-2, -1)).clamp_min(1e-12)
