@@ -1,7 +1,8 @@
 """Losses of the probes, for F independent fits side by side: outputs (F, n, o), targets (F, n, k), weights (F, n).
 
 A NaN target is missing: it takes no part in the loss. A row of weight 0 is not in the training set of that fit; weights
-may differ between outputs, (F, n, o), in all losses but Cox's. Each function returns (F,) losses, so that the gradient of their sum is the gradient of every fit by itself.
+may differ between outputs, (F, n, o), in all losses but Cox's. Each function returns (F,) losses, so that the gradient
+of their sum is the gradient of every fit by itself.
 """
 
 import torch
