@@ -31,9 +31,9 @@ REGION_NOTE = (
 CONTRAST_NOTE = (
     "Contrast agent is called likely where more than 4 % of the soft tissue windows are smooth and between 130 and "
     "500 HU. On 14 synthetic chests this separates enhanced from plain scans without error (9 % and more against at "
-    "most 2 %); of real scans with a known answer only a heart CT with contrast agent was at hand, which is found. Noise "
-    "is the most frequent standard deviation of 7 x 7 pixel windows in soft tissue; on the same synthetic chests it is "
-    "within 12 % of the true value. Both are left open for pixels above 1.6 mm and fields of view under 100 mm."
+    "most 2 %); of real scans with a known answer only a heart CT with contrast agent was at hand, which is found. "
+    "Noise is the most frequent standard deviation of 7 x 7 pixel windows in soft tissue; on the same synthetic chests "
+    "it is within 12 % of the true value. Both are left open for pixels above 1.6 mm and fields of view under 100 mm."
 )
 _FINGERPRINT_EDGE = 8
 _TISSUE_HU = -300
