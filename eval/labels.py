@@ -1,0 +1,287 @@
+"""Label tables: reading, matching to a feature store, and targets of every kind, each bad input with its sentence."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from voxelfm_hf.volumes.errors import LabelError
+
+ID_COLUMNS = ("id", "file", "path", "scan", "source", "image")
+PATIENT_COLUMNS = ("patient_id", "patient", "subject_id", "subject")
+STUDY_COLUMNS = ("study_id", "study", "study_uid", "accession")
+YES, NO = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no"}
+
+
+@dataclass(frozen=True, eq=False)
+class LabelTable:
+    """A table of labels, one row a scan or region.
+
+    Args:
+        source: The file name or data set, for messages.
+        ids: The id of each row, unique.
+        columns: Column name -> values; a missing value is None.
+    """
+
+    source: str
+    ids: list[str]
+    columns: dict[str, list[Any]]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def column(self, name: str) -> list[Any]:
+        """The values of a column; LabelError with the names there are if it is missing."""
+        if name not in self.columns:
+            raise LabelError(f"{self.source} has no column {name}: it has {', '.join(self.columns)}")
+        return self.columns[name]
+
+    def first_of(self, names: Sequence[str]) -> str | None:
+        """The first of the names that is a column, or None."""
+        return next((name for name in names if name in self.columns), None)
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> "LabelTable":
+        """The table of some rows, in their order."""
+        columns = {name: [values[i] for i in rows] for name, values in self.columns.items()}
+        return LabelTable(self.source, [self.ids[i] for i in rows], columns)
+
+
+def read_labels(source: str | Path | Any, *, id_column: str | None = None) -> LabelTable:
+    """Reads labels from a CSV or Parquet file or an HF data set.
+
+    Args:
+        source: A path, or a `datasets.Dataset`.
+        id_column: The column that names the scan as the feature store does; by default the first of id, file, path,
+            scan, source, image.
+
+    Returns:
+        LabelTable: ids are strings; empty cells, NA and NaN are None.
+
+    Raises:
+        LabelError: the file cannot be read, is empty, has no id column, or an id is missing or repeated.
+    """
+    table, name = _arrow_table(source)
+    garbled = [str(field.name) for field in table.schema if pa.types.is_binary(field.type)]
+    if garbled:
+        raise LabelError(f"{name}: column {garbled[0]} is not UTF-8 text: save the table as UTF-8")
+    columns = {str(column): _without_nan(table[column].to_pylist()) for column in table.column_names}
+    if table.num_rows == 0:
+        raise LabelError(f"{name} holds no rows: fill in one a scan")
+    wanted = (id_column,) if id_column else ID_COLUMNS
+    found = next((column for column in wanted if column in columns), None)
+    if found is None:
+        raise LabelError(
+            f"{name} has no column {' or '.join(wanted)} to match scans by: its columns are {', '.join(columns)}; "
+            "name the right one as the id column"
+        )
+    if any(value is None for value in columns[found]):
+        raise LabelError(
+            f"{name} has {columns[found].count(None)} rows without a value in {found}: fill or remove them"
+        )
+    ids = [str(value) for value in columns[found]]
+    repeated = [value for value, count in Counter(ids).items() if count > 1]
+    if repeated:
+        raise LabelError(f"{name} has {len(repeated)} ids more than once ({_examples(repeated)}): keep one row an id")
+    return LabelTable(name, ids, columns)
+
+
+def match_to_store(labels: LabelTable, store_ids: Sequence[str], *, allow_missing: bool = False) -> np.ndarray:
+    """For every label row, the row of the store with the same id.
+
+    Ids match when they are equal, or when one ends with "/" and the other and no second one does.
+
+    Args:
+        labels: The labels.
+        store_ids: Ids of the store, in its order.
+        allow_missing: Accept labels without features; they get -1.
+
+    Returns:
+        (labels,) row numbers of the store.
+
+    Raises:
+        LabelError: labels without features (how many, examples), or two labels of one row.
+    """
+    exact = {identifier: row for row, identifier in enumerate(store_ids)}
+    by_name: dict[str, list[int]] = {}
+    for row, identifier in enumerate(store_ids):
+        by_name.setdefault(identifier.rsplit("/", 1)[-1], []).append(row)
+    rows = []
+    for identifier in labels.ids:
+        row = exact.get(identifier)
+        if row is None:
+            near = [
+                r
+                for r in by_name.get(identifier.rsplit("/", 1)[-1], [])
+                if store_ids[r].endswith(f"/{identifier}") or identifier.endswith(f"/{store_ids[r]}")
+            ]
+            row = near[0] if len(near) == 1 else -1
+        rows.append(row)
+    found = np.array(rows)
+    missing = [identifier for identifier, row in zip(labels.ids, rows, strict=True) if row < 0]
+    if len(missing) == len(labels):
+        raise LabelError(
+            f"none of the {len(labels)} ids of {labels.source} ({_examples(labels.ids)}) is in the feature store "
+            f"({_examples(store_ids)}): make them equal or name another id column"
+        )
+    if missing and not allow_missing:
+        raise LabelError(
+            f"{len(missing)} of {len(labels)} ids of {labels.source} have no features ({_examples(missing)}): embed "
+            "these scans, remove the rows, or allow missing scans"
+        )
+    taken = Counter(row for row in rows if row >= 0)
+    twice = [store_ids[row] for row, count in taken.items() if count > 1]
+    if twice:
+        raise LabelError(f"{labels.source} labels {len(twice)} scans twice ({_examples(twice)}): keep one row a scan")
+    return found
+
+
+def binary_target(labels: LabelTable, column: str) -> np.ndarray:
+    """(n,) 0.0 or 1.0, NaN where empty; LabelError for other values or when only one class occurs."""
+    values = labels.column(column)
+    texts = ["" if value is None else str(value).strip().lower() for value in values]
+    unknown = sorted({str(values[i]) for i, text in enumerate(texts) if text and text not in YES | NO})
+    if unknown:
+        raise LabelError(
+            f"{labels.source}: column {column} holds {_examples(unknown)}, which is neither 0 nor 1 (or empty where "
+            "unknown): recode it, or use it as classes or as a number"
+        )
+    target = np.array([1.0 if text in YES else 0.0 if text in NO else np.nan for text in texts])
+    known = target[np.isfinite(target)]
+    if not len(known) or known.min() == known.max():
+        state = f"only {int(known[0])}" if len(known) else "no values"
+        raise LabelError(f"{labels.source}: column {column} holds {state}: a classifier needs both 0 and 1")
+    return target
+
+
+def class_target(
+    labels: LabelTable, column: str, *, classes: Sequence[str] | None = None
+) -> tuple[np.ndarray, list[str]]:
+    """Class numbers (n,), NaN where empty, and the class names.
+
+    Args:
+        labels: The labels.
+        column: Its name.
+        classes: The allowed names in their order; by default the values that occur, sorted.
+
+    Raises:
+        LabelError: a value outside `classes`, or fewer than two classes.
+    """
+    texts = [None if value is None else str(value).strip() for value in labels.column(column)]
+    present = sorted({text for text in texts if text is not None})
+    names = list(classes) if classes is not None else present
+    unknown = [text for text in present if text not in names]
+    if unknown:
+        raise LabelError(
+            f"{labels.source}: column {column} holds {_examples(unknown)}, not among the classes {', '.join(names)}"
+        )
+    if len(present) < 2:
+        raise LabelError(f"{labels.source}: column {column} holds {len(present)} class: a classifier needs two or more")
+    number = {name: float(index) for index, name in enumerate(names)}
+    return np.array([np.nan if text is None else number[text] for text in texts]), names
+
+
+def number_target(labels: LabelTable, column: str) -> np.ndarray:
+    """(n,) numbers, NaN where empty; LabelError for text, infinities or a constant column."""
+    target = _numbers(labels, column)
+    known = target[np.isfinite(target)]
+    if len(known) == 0:
+        raise LabelError(f"{labels.source}: column {column} holds no number")
+    if known.min() == known.max():
+        raise LabelError(f"{labels.source}: column {column} is {known[0]:g} in every row: there is nothing to learn")
+    return target
+
+
+def survival_target(labels: LabelTable, *, time: str = "time", event: str = "event") -> np.ndarray:
+    """(n, 2) follow-up time and event; rows with either empty are NaN.
+
+    Raises:
+        LabelError: a negative time, an event other than 0 or 1, or no event at all.
+    """
+    times, events = _numbers(labels, time), _numbers(labels, event)
+    if (times < 0).any():
+        raise LabelError(
+            f"{labels.source}: column {time} is negative in {int((times < 0).sum())} rows: follow-up times start at 0"
+        )
+    wrong = np.unique(events[np.isfinite(events) & ~np.isin(events, (0, 1))])
+    if len(wrong):
+        raise LabelError(
+            f"{labels.source}: column {event} holds {_examples([f'{w:g}' for w in wrong])}: use 1 for an event, 0 for "
+            "censored"
+        )
+    target = np.stack([times, events], axis=1)
+    target[~np.isfinite(target).all(axis=1)] = np.nan
+    if not (target[:, 1] == 1).any():
+        raise LabelError(f"{labels.source}: no row has an event in column {event}: a survival probe needs some")
+    return target
+
+
+def point_target(labels: LabelTable, columns: Sequence[str]) -> np.ndarray:
+    """(n, points, 3) LPS millimetres from columns x, y, z of each point in turn; NaN where one of them is empty."""
+    if len(columns) == 0 or len(columns) % 3:
+        raise LabelError(f"a point is three columns (x, y, z in LPS mm), got {len(columns)}: {', '.join(columns)}")
+    points = np.stack([_numbers(labels, column) for column in columns], axis=1).reshape(len(labels), -1, 3)
+    points[~np.isfinite(points).all(axis=2)] = np.nan
+    if np.isnan(points).all():
+        raise LabelError(f"{labels.source}: no row has a point in {', '.join(columns)}")
+    return points
+
+
+def _numbers(labels: LabelTable, column: str) -> np.ndarray:
+    values = labels.column(column)
+    numbers = np.full(len(values), np.nan)
+    text = []
+    for index, value in enumerate(values):
+        try:
+            numbers[index] = np.nan if value is None else float(value)
+        except (TypeError, ValueError):
+            text.append(str(value))
+    if text:
+        raise LabelError(f"{labels.source}: column {column} holds {_examples(sorted(set(text)))}, which is no number")
+    if np.isinf(numbers).any():
+        raise LabelError(f"{labels.source}: column {column} is infinite in {int(np.isinf(numbers).sum())} rows")
+    return numbers
+
+
+def _arrow_table(source: str | Path | Any) -> tuple[pa.Table, str]:
+    """The table and a short name for messages."""
+    if not isinstance(source, (str, Path)):
+        kept = [name for name, kind in source.features.items() if getattr(kind, "dtype", None) is not None]
+        return source.select_columns(kept).with_format("arrow")[:], "the data set"
+    path = Path(source)
+    if not path.is_file():
+        raise LabelError(f"{path} is not a file: name a CSV or Parquet file with labels")
+    try:
+        if path.suffix.lower() in (".parquet", ".pq"):
+            return pa.parquet.read_table(path), path.name
+        separator = "\t" if path.suffix.lower() == ".tsv" else ","
+        return (
+            pa.csv.read_csv(
+                path,
+                parse_options=pa.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
+                convert_options=pa.csv.ConvertOptions(strings_can_be_null=True),
+            ),
+            path.name,
+        )
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+        if "Empty CSV" in str(error):
+            raise LabelError(f"{path} is empty: fill in one row a scan") from None
+        raise LabelError(
+            f"{path} cannot be read as a table: save it as CSV (comma separated, UTF-8) or Parquet"
+        ) from None
+    except OSError as error:
+        raise LabelError(f"{path} cannot be read: {error.strerror or type(error).__name__}") from None
+
+
+def _without_nan(values: list[Any]) -> list[Any]:
+    return [None if isinstance(value, float) and np.isnan(value) else value for value in values]
+
+
+def _examples(values: Sequence[str]) -> str:
+    shown = ", ".join(str(value) for value in values[:3])
+    return shown + (", ..." if len(values) > 3 else "")

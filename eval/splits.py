@@ -1,0 +1,129 @@
+"""Train, validation and test rows by patient and study, and growing subsets of the training patients."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from voxelfm_hf.eval.labels import PATIENT_COLUMNS, STUDY_COLUMNS, LabelTable
+from voxelfm_hf.volumes.errors import LabelError
+
+SPLITS = ("train", "val", "test")
+ALIASES = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "testing": "test"}
+
+
+def patient_groups(
+    labels: LabelTable, *, patient_column: str | None = None, study_column: str | None = None
+) -> np.ndarray:
+    """A group number for each row: rows of one patient, or of one study, have the same.
+
+    Args:
+        labels: The labels.
+        patient_column: By default the first of patient_id, patient, subject_id, subject that exists.
+        study_column: By default the first of study_id, study, study_uid, accession that exists.
+
+    Returns:
+        (n,) integers from 0; every row its own group when there is neither column.
+    """
+    parent = np.arange(len(labels))
+
+    def root(row: int) -> int:
+        while parent[row] != row:
+            parent[row] = parent[parent[row]]
+            row = parent[row]
+        return row
+
+    chosen = (patient_column or labels.first_of(PATIENT_COLUMNS), study_column or labels.first_of(STUDY_COLUMNS))
+    for column in chosen:
+        if column is None:
+            continue
+        first: dict[str, int] = {}
+        for row, value in enumerate(labels.column(column)):
+            if value is not None:
+                parent[root(row)] = root(first.setdefault(str(value), row))
+    _, groups = np.unique([root(row) for row in range(len(labels))], return_inverse=True)
+    return groups
+
+
+def split_rows(
+    labels: LabelTable,
+    groups: np.ndarray,
+    *,
+    split_column: str = "split",
+    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
+    seed: int = 0,
+) -> np.ndarray:
+    """The split of each row: the table's own, or drawn by group.
+
+    Args:
+        labels: The labels.
+        groups: (n,) group numbers from `patient_groups`.
+        split_column: Column with train, val (validation, valid, dev) or test, used when it exists.
+        fractions: Shares of the groups for train, val and test when they are drawn.
+        seed: Of the draw.
+
+    Returns:
+        (n,) "train", "val" or "test"; "" for rows whose split is empty.
+
+    Raises:
+        LabelError: a group in two splits, an unknown split name, no training or test rows, too few groups to draw.
+    """
+    if split_column in labels.columns:
+        named = ["" if value is None else str(value).strip().lower() for value in labels.columns[split_column]]
+        splits = np.array([ALIASES.get(name, name) for name in named], dtype=object)
+        unknown = sorted(set(splits) - {*SPLITS, ""})
+        if unknown:
+            raise LabelError(
+                f"{labels.source}: column {split_column} holds {', '.join(unknown[:3])}: use train, val and test"
+            )
+        shared = [g for g in np.unique(groups) if len(set(splits[(groups == g) & (splits != "")])) > 1]
+        if shared:
+            rows = np.flatnonzero(groups == shared[0])[:2]
+            examples = ", ".join(labels.ids[row] for row in rows)
+            raise LabelError(
+                f"{labels.source}: {len(shared)} patients or studies are in two splits (for example {examples}): put "
+                "all their scans in one"
+            )
+    else:
+        splits = _drawn(labels, groups, fractions, seed)
+    for needed in ("train", "test"):
+        if not (splits == needed).any():
+            raise LabelError(f"{labels.source}: no row is in the {needed} split")
+    return splits.astype(str)
+
+
+def training_subset(rows: np.ndarray, groups: np.ndarray, *, fraction: float, seed: int) -> np.ndarray:
+    """Training rows of a share of the patients; the subsets of one seed grow into each other.
+
+    Args:
+        rows: Row numbers of the training split.
+        groups: (n,) group numbers of all rows.
+        fraction: Share of the training groups in (0, 1]; at least one group is kept.
+        seed: Of the order in which groups enter.
+
+    Returns:
+        Row numbers, sorted.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction must lie in (0, 1], got {fraction}")
+    names = np.unique(groups[rows])
+    order = np.random.default_rng(seed).permutation(names)
+    kept = order[: max(1, round(fraction * len(names)))]
+    return np.sort(rows[np.isin(groups[rows], kept)])
+
+
+def _drawn(labels: LabelTable, groups: np.ndarray, fractions: Sequence[float], seed: int) -> np.ndarray:
+    names = np.unique(groups)
+    counts = [round(fractions[1] * len(names)), round(fractions[2] * len(names))]
+    needed = [index for index, share in enumerate(fractions) if share > 0]
+    held = [len(names) - sum(counts), *counts]
+    if any(held[index] < 1 for index in needed):
+        raise LabelError(
+            f"{labels.source}: {len(names)} patients are too few for train, val and test: label more, or give a split "
+            "column"
+        )
+    order = np.random.default_rng(seed).permutation(names)
+    val, test = order[: counts[0]], order[counts[0] : counts[0] + counts[1]]
+    splits = np.full(len(groups), "train", dtype=object)
+    splits[np.isin(groups, val)] = "val"
+    splits[np.isin(groups, test)] = "test"
+    return splits
