@@ -125,6 +125,7 @@ class RunSettings:
         keep_every: checkpoints at multiples of this many steps are kept for good; 0 keeps none.
         max_bad_steps: the run stops after this many steps in a row with a loss that is not finite.
         trackers: experiment trackers of Accelerate; one that is not installed is left out with a warning.
+        export_max_patches: patch budget written into the processor of the exported teacher.
     """
 
     total_steps: int = 100_000
@@ -140,6 +141,7 @@ class RunSettings:
     keep_every: int = 5000
     max_bad_steps: int = 10
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
+    export_max_patches: int = 25_000
 
 
 @dataclass(frozen=True)
