@@ -254,6 +254,15 @@ def run_jobs(
         shutil.rmtree(settings.work_folder, ignore_errors=True)
 
 
+def _context() -> Any:
+    """Processes that do not inherit this one's torch threads, started from one that has imported what they need."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "torch"])
+    return context
+
+
 def _run_pool(
     jobs: list[Job],
     sources: list[OpenSource],
@@ -267,7 +276,7 @@ def _run_pool(
     """Run jobs in a pool until they are done or a process dies; names of the finished ones."""
     for marker in Path(settings.work_folder).glob("*"):
         os.unlink(marker)
-    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    context = _context()
     counter = context.Value("q", 0)
     finished: set[str] = set()
     arguments = (sources, settings, done, counter)
