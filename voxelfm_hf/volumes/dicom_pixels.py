@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -207,30 +208,34 @@ def _decode_jpeg2000(frame: bytes) -> np.ndarray | None:
 
 
 def _write_minimal(scratch: Path, frame: bytes, storage: Storage) -> None:
-    """A DICOM file with nothing but the image matrix."""
+    """A DICOM file with nothing but the image matrix and one code stream."""
+    header = _minimal_header(
+        storage.transfer_syntax,
+        storage.photometric,
+        (storage.rows, storage.columns),
+        (storage.bits_allocated, storage.bits_stored, storage.high_bit, int(storage.signed)),
+    )
+    frame += b"\0" * (len(frame) % 2)
+    item, end = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
+    pixels = b"\xe0\x7f\x10\x00OB\0\0\xff\xff\xff\xff" + item + bytes(4)  # undefined length, empty offset table
+    scratch.write_bytes(header + pixels + item + len(frame).to_bytes(4, "little") + frame + end + bytes(4))
+
+
+@lru_cache(maxsize=8)
+def _minimal_header(syntax: str, photometric: str, size: tuple[int, int], bits: tuple[int, int, int, int]) -> bytes:
     from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.encaps import encapsulate
     from pydicom.uid import UID
 
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = UID("1.2.840.10008.5.1.4.1.1.7")
     meta.MediaStorageSOPInstanceUID = UID("2.25.1")
-    meta.TransferSyntaxUID = UID(storage.transfer_syntax)
+    meta.TransferSyntaxUID = UID(syntax)
     image = Dataset()
     image.file_meta = meta
-    image.SOPClassUID = meta.MediaStorageSOPClassUID
-    image.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
-    image.Modality = "OT"
-    image.SamplesPerPixel = 1
-    image.PhotometricInterpretation = storage.photometric
-    image.Rows, image.Columns = storage.rows, storage.columns
-    image.BitsAllocated, image.BitsStored, image.HighBit = (
-        storage.bits_allocated,
-        storage.bits_stored,
-        storage.high_bit,
-    )
-    image.PixelRepresentation = int(storage.signed)
-    image.PixelData = encapsulate([frame])
-    image["PixelData"].VR = "OB"
-    image["PixelData"].is_undefined_length = True
-    image.save_as(scratch, enforce_file_format=True)
+    image.SOPClassUID, image.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    image.Modality, image.SamplesPerPixel, image.PhotometricInterpretation = "OT", 1, photometric
+    image.Rows, image.Columns = size
+    image.BitsAllocated, image.BitsStored, image.HighBit, image.PixelRepresentation = bits
+    target = io.BytesIO()
+    image.save_as(target, enforce_file_format=True)
+    return target.getvalue()
