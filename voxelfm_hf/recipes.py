@@ -21,6 +21,14 @@ from voxelfm_hf.volumes.errors import RecipeError
 Recipe = TypeVar("Recipe")
 
 
+@dataclasses.dataclass(frozen=True)
+class _Word:
+    """A value from the command line: as typed, and as YAML reads it."""
+
+    text: str
+    value: Any
+
+
 def load_recipe(
     name: str | Path, recipe_class: type[Recipe], *, package: str = "voxelfm_hf.training", overrides: list[str] = ()
 ) -> Recipe:
@@ -48,8 +56,8 @@ def load_recipe(
         values = {}
     if not isinstance(values, dict):
         raise RecipeError(f"{source} must hold `field: value` lines, not a {type(values).__name__}.")
-    for field, value in parse_overrides(overrides).items():
-        _set_field(values, field, value)
+    for field, word in _words(overrides).items():
+        _set_field(values, field, word)
     return to_recipe(values, recipe_class, source=source)
 
 
@@ -82,7 +90,12 @@ def parse_overrides(words: list[str]) -> dict[str, Any]:
     Raises:
         RecipeError: a word that is not an option, or an option without a value.
     """
-    overrides: dict[str, Any] = {}
+    return {name: word.value for name, word in _words(words).items()}
+
+
+def _words(words: list[str]) -> dict[str, _Word]:
+    """Dotted field name -> word of the command line."""
+    overrides: dict[str, _Word] = {}
     position = 0
     words = list(words)
     while position < len(words):
@@ -96,7 +109,7 @@ def parse_overrides(words: list[str]) -> dict[str, Any]:
                 raise RecipeError(f"--{name} has no value; write --{name} VALUE.")
             text = words[position]
         try:
-            overrides[name.replace("-", "_")] = yaml.safe_load(text)
+            overrides[name.replace("-", "_")] = _Word(text, yaml.safe_load(text))
         except yaml.YAMLError as error:
             raise RecipeError(f"--{name} {text!r} cannot be read as a value; quote it as in YAML.") from error
         position += 1
@@ -145,7 +158,7 @@ def _set_field(values: dict, field: str, value: Any) -> None:
     *sections, last = field.split(".")
     for section in sections:
         if not isinstance(values.get(section), dict):
-            values[section] = {}
+            values[section] = {}  # an empty section of a file is None
         values = values[section]
     values[last] = value
 
@@ -175,11 +188,15 @@ def _to_dataclass(values: Any, kind: type, *, field: str, source: str) -> Any:
 def _convert(value: Any, kind: Any, *, field: str, source: str) -> Any:
     """A value as the declared type, or a RecipeError."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if isinstance(value, _Word):
+        value = _as_typed(value, kind)
     if kind is Any:
         return value
     if origin in (typing.Union, types.UnionType):
         return _convert_union(value, arguments, field=field, source=source, kind=kind)
     if origin is typing.Literal:
+        if value is False and "no" in arguments:  # how YAML 1.1 reads the word
+            return "no"
         if value in arguments:
             return value
         raise RecipeError(f"{source}: {field} must be one of {', '.join(map(str, arguments))}, got {value!r}.")
@@ -206,6 +223,16 @@ def _convert(value: Any, kind: Any, *, field: str, source: str) -> Any:
     if converted is None:
         raise RecipeError(f"{source}: {field} must be {_type_name(kind)}, got {value!r}.")
     return converted
+
+
+def _as_typed(word: _Word, kind: Any) -> Any:
+    """What a command line word means for a field: `2024` is text where text is wanted."""
+    kinds = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+    takes_text = any(part is str or typing.get_origin(part) is typing.Literal for part in kinds)
+    is_scalar = not isinstance(word.value, list | dict | str)
+    if takes_text and is_scalar and not (word.value is None and type(None) in kinds):
+        return word.text
+    return word.value
 
 
 def _convert_plain(value: Any, kind: Any) -> Any:

@@ -30,6 +30,7 @@ class Example:
     size: int | list[int] = 8
     name: str | None = None
     fast: bool = False
+    precision: Literal["no", "bf16"] = "bf16"
     optimiser: Optimiser = field(default_factory=Optimiser)
     sources: list[Source] = field(default_factory=list)
     columns: dict[str, str] = field(default_factory=dict)
@@ -78,6 +79,15 @@ def test_overrides_reach_into_sections(tmp_path: Path):
     assert recipe == Example(
         5, size=[1, 2], name="x", fast=True, optimiser=Optimiser(learning_rate=3e-4), columns={"hu": "volume"}
     )
+
+
+def test_words_are_read_as_the_field_wants_them(tmp_path: Path):
+    path = write(tmp_path, "steps: 5\n")
+    assert load_recipe(path, Example, overrides=["--name", "2024"]).name == "2024"
+    assert load_recipe(path, Example, overrides=["--name", "no"]).name == "no"
+    assert load_recipe(path, Example, overrides=["--name", "null"]).name is None
+    assert load_recipe(path, Example, overrides=["--precision", "no"]).precision == "no"
+    assert load_recipe(write(tmp_path, "steps: 5\nprecision: no\n"), Example).precision == "no"
 
 
 @pytest.mark.parametrize(
