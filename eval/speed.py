@@ -1,0 +1,103 @@
+"""Speed and memory against plain implementations: `python -m voxelfm_hf.eval.speed model | profile | memory | ...`.
+
+Every line is a ratio of medians taken alternately in one process, or the peak memory of a process of its own.
+"""
+
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+Rounds = Annotated[int, typer.Option(help="Alternating repetitions; the medians count.", min=1)]
+Shape = Annotated[tuple[int, int, int], typer.Option(help="Voxels (D H W) of the synthetic CT.")]
+Dtypes = Annotated[list[str], typer.Option(help="bf16 or fp32; may be repeated.")]
+Patches = Annotated[list[int], typer.Option(help="Patch tokens; may be repeated.")]
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.0f} MB"
+
+
+@app.command()
+def model(
+    patches: Patches = [512, 1024, 2048, 4096],  # noqa: B006  (typer reads it)
+    dtype: Dtypes = ["bf16", "fp32"],  # noqa: B006
+    rounds: Rounds = 3,
+) -> None:
+    """Forward of the base model against an eager twin with a Conv3d."""
+    from voxelfm_hf.eval.speed_model import against_twin
+
+    for name in dtype:
+        for count in patches:
+            typer.echo(against_twin(name, count, rounds=rounds))
+
+
+@app.command()
+def profile(patches: Patches = [4096], dtype: Dtypes = ["bf16", "fp32"]) -> None:  # noqa: B006
+    """Where the time of a forward goes."""
+    from voxelfm_hf.eval.speed_model import share_outside_products, time_by_operator
+
+    for name in dtype:
+        for count in patches:
+            shares = time_by_operator(name, count)
+            typer.echo(
+                f"profile, {name}, {count} patches: {share_outside_products(shares):.1%} outside matrix products and "
+                f"attention; " + ", ".join(f"{key} {share:.1%}" for key, share in [*shares.items()][:8])
+            )
+
+
+@app.command()
+def memory(
+    patches: Patches = [6000, 12000, 25000],  # noqa: B006
+    dtype: Annotated[str, typer.Option(help="bf16 or fp32.")] = "bf16",
+    layers: Annotated[int | None, typer.Option(help="Blocks to run; by default all.")] = None,
+) -> None:
+    """Peak memory of a process that encodes one volume, by number of patches."""
+    from voxelfm_hf.eval.speed_model import forward_memory
+
+    for count, before, peak in forward_memory(patches, dtype=dtype, layers=layers):
+        typer.echo(
+            f"memory, {dtype}, {count} patches: peak {_megabytes(peak)}, of which {_megabytes(peak - before)} in the "
+            f"forward ({(peak - before) / count / 1e3:.0f} kB a patch)"
+        )
+
+
+@app.command()
+def background(shape: Shape = (160, 256, 256), rounds: Rounds = 3) -> None:
+    """The background box against a dense convolution."""
+    from voxelfm_hf.eval.speed_prepare import background_speed
+
+    typer.echo(background_speed(shape, rounds=rounds))
+
+
+@app.command()
+def prepare(shape: Shape = (160, 256, 256), rounds: Rounds = 3) -> None:
+    """Crop, resampling, patch budget and normalisation against the published way."""
+    from voxelfm_hf.eval.speed_prepare import processor_speed
+
+    typer.echo(processor_speed(shape, rounds=rounds))
+
+
+@app.command("prepare-memory")
+def prepare_memory(shape: Shape = (300, 512, 512)) -> None:
+    """Memory that preparing a scan needs beyond the scan."""
+    from voxelfm_hf.eval.speed_prepare import preparation_memory
+
+    box, whole = preparation_memory(shape)
+    size = "x".join(map(str, shape))
+    typer.echo(f"background box, {size}: {_megabytes(box)} beyond the volume")
+    typer.echo(f"whole preparation, {size}: {_megabytes(whole)} beyond the volume, its output included")
+
+
+@app.command()
+def reading(shape: Shape = (300, 512, 512), rounds: Rounds = 3) -> None:
+    """Reading scans against `gzip -dc` and GDCM."""
+    from voxelfm_hf.eval.speed_reading import measure_reading
+
+    for line in measure_reading(shape, rounds=rounds):
+        typer.echo(line)
+
+
+if __name__ == "__main__":
+    app()
