@@ -204,7 +204,8 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("recipe", help="YAML file, or base, large, tiny or smoke")
     parser.add_argument("--dry-run", action="store_true", help="print memory and time a run would need, and end")
     options, overrides = parser.parse_known_args(words)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     logging.getLogger("accelerate").setLevel(logging.WARNING)
     try:
         if options.dry_run:

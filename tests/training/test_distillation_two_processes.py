@@ -7,6 +7,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from voxelfm_hf.modeling.configuration_voxelfm import VoxelFMConfig
@@ -48,7 +51,8 @@ def run_steps(student: Student, wrapped: torch.nn.Module, teacher: Teacher, batc
         wrapped(*batch, output)["total"].backward()
         optimizer.step()
         teacher.update(student, momentum=0.9)
-    return {key: value.clone() for key, value in {**student.state_dict(), **teacher.state_dict(prefix="t.")}.items()}
+    state = {**student.state_dict(), **teacher.state_dict(prefix="t.")}
+    return {key: (value.full_tensor() if isinstance(value, DTensor) else value).clone() for key, value in state.items()}
 
 
 def run_rank(rank: int, port: int, folder: str) -> None:
@@ -58,6 +62,11 @@ def run_rank(rank: int, port: int, folder: str) -> None:
         student, teacher = make_pair(targets)
         state = run_steps(student, DistributedDataParallel(student), teacher, make_half(rank))
         torch.save(state, Path(folder) / f"{targets}{rank}.pt")
+    student, teacher = make_pair("centring")
+    for layer in student.backbone.layers:
+        fully_shard(layer, mesh=init_device_mesh("cpu", (2,)))
+    fully_shard(student, mesh=init_device_mesh("cpu", (2,)))
+    torch.save(run_steps(student, student, teacher, make_half(rank)), Path(folder) / f"sharded{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -72,9 +81,9 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("targets", ["centring", "sinkhorn"])
-def test_two_ranks_equal_one_process_with_the_whole_batch(two_ranks: Path, targets: str):
-    ranks = [torch.load(two_ranks / f"{targets}{rank}.pt", weights_only=True) for rank in (0, 1)]
+@pytest.mark.parametrize(("case", "targets"), [("centring",) * 2, ("sinkhorn",) * 2, ("sharded", "centring")])
+def test_two_ranks_equal_one_process_with_the_whole_batch(two_ranks: Path, case: str, targets: str):
+    ranks = [torch.load(two_ranks / f"{case}{rank}.pt", weights_only=True) for rank in (0, 1)]
     halves = [make_half(rank) for rank in (0, 1)]
     whole = tuple(
         torch.cat([part.unflatten(0, (views, -1)) for part in parts], dim=1).flatten(0, 1)
