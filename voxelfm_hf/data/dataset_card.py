@@ -31,15 +31,15 @@ def write_card(
     card_file = folder / "README.md"
     if license is None and card_file.is_file():
         license = DatasetCard.load(card_file, ignore_metadata_errors=True).data.license
+    configs = [{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}]
     header = DatasetCardData(
         license=license or "unknown",
         task_categories=["image-feature-extraction"],
         tags=["medical", "computed-tomography", "radiology", "3d", "voxelfm"],
         size_categories=[next((name for limit, name in _SIZES if description["scans"] < limit), "n>1M")],
         pretty_name=description["name"],
+        **({"configs": configs} if description["prepared"] else {}),
     )
-    if description["prepared"]:
-        header.configs = [{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}]
     template = resources.files("voxelfm_hf.model_cards").joinpath("dataset.md").read_text(encoding="utf-8")
     card = DatasetCard.from_template(
         header,

@@ -227,7 +227,8 @@ def run_jobs(
             for job in jobs:
                 result.add(run_job(job, sources, settings, done, lambda: report(reported + 1)))
             return result
-        remaining, dead = {job.name: job for job in jobs}, set()
+        remaining = {job.name: job for job in jobs}
+        dead: set[str] = set()
         pool_size = workers
         while remaining:
             finished = _run_pool(list(remaining.values()), sources, settings, done, dead, pool_size, result, report)

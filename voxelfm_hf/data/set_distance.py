@@ -73,15 +73,16 @@ def compare_features(
         between.append(frechet_distance(half, features[generator.permutation(len(features))[:size]]))
     own = _nearest(reference, reference, same=True)
     distances = _nearest(features, reference, same=False)
+    inside, outside = float(np.mean(within)), float(np.mean(between))
     percentiles = 100 * np.searchsorted(np.sort(own), distances, side="right") / len(own)
     names = list(ids) if ids is not None else [str(index) for index in range(len(features))]
     farthest = np.argsort(-distances, kind="stable")[:_FARTHEST]
     return {
         "reference_scans": len(reference),
         "scans": len(features),
-        "frechet": round(float(np.mean(between)), 5),
-        "frechet_within_reference": round(float(np.mean(within)), 5),
-        "frechet_ratio": round(float(np.mean(between) / max(np.mean(within), 1e-12)), 3),
+        "frechet": round(outside, 5),
+        "frechet_within_reference": round(inside, 5),
+        "frechet_ratio": round(outside / max(inside, 1e-12), 3),
         "nearest_percentile": {
             name: round(float(np.percentile(percentiles, q)), 1)
             for name, q in (("p25", 25), ("median", 50), ("p75", 75))
