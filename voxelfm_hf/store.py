@@ -185,6 +185,8 @@ def locked(folder: Path) -> Iterator[None]:
     """Keeps other runs out of a store; the lock goes with the process, however it ends."""
     import fcntl
 
+    if folder.is_dir() and not (folder / "run.json").is_file() and set(os.listdir(folder)) - {".lock"}:
+        raise StoreError(f"{folder} exists and is not a feature store: name a new or empty folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = open(folder / ".lock", "w")  # noqa: SIM115 (held open for the whole run)
@@ -203,8 +205,6 @@ def locked(folder: Path) -> Iterator[None]:
 def _create(folder: Path, run: dict[str, Any]) -> None:
     if (folder / "run.json").is_file():
         return
-    if folder.exists() and (not folder.is_dir() or any(name != ".lock" for name in os.listdir(folder))):
-        raise StoreError(f"{folder} exists and is not a feature store: name a new or empty folder")
     with written_file(folder / "README.md") as path:
         path.write_text(README, encoding="utf-8")
     with written_file(folder / "run.json") as path:

@@ -1,0 +1,92 @@
+"""The command as a user meets it: output, exit codes, one-sentence errors."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+def voxelfm(*arguments, **environment):
+    command = [sys.executable, "-m", "voxelfm_hf.cli", *map(str, arguments)]
+    kept = {**os.environ, "PYTHONPATH": os.getcwd(), "COLUMNS": "120", **environment}
+    return subprocess.run(command, capture_output=True, text=True, env=kept)
+
+
+def test_help_names_every_command_and_teaches_by_example():
+    assert voxelfm().returncode == 2  # no command: help, as for any wrong use
+    text = voxelfm("--help").stdout
+    for name in ("info", "embed", "picture", "convert", "demo"):
+        assert name in text
+        assert f"Example: voxelfm {name}" in voxelfm(name, "--help").stdout
+
+
+def test_info_of_every_format(scan_folder):
+    done = voxelfm("info", scan_folder / "a.nii.gz", scan_folder / "series", scan_folder / "bad.npy", "--json")
+    assert done.returncode == 3
+    nifti, dicom, bad = map(json.loads, done.stdout.splitlines())
+    assert nifti["shape_zyx"] == dicom["shape_zyx"] == [30, 40, 40]
+    assert nifti["spacing_zyx_mm"] == dicom["spacing_zyx_mm"]
+    assert "bad.npy" in bad["error"]
+    text = voxelfm("info", scan_folder / "a.nii.gz")
+    assert text.returncode == 0 and "30 x 40 x 40" in text.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("info", "nowhere.nii.gz"),
+        ("picture", "nowhere.nii.gz", "--out", "x.png"),
+        ("convert", "nowhere.pth", "--config", "nowhere.yaml", "--out", "x"),
+        ("embed", "nowhere", "--out", "x", "--model", "nowhere/at/all"),
+        ("embed", "nowhere.npy", "--out", "x", "--spacing", "1,2"),
+        ("embed", "--out", "x"),
+        ("nonsense",),
+    ],
+)
+def test_mistakes_are_a_sentence_and_exit_code_2(arguments, tmp_path):
+    done = voxelfm(*arguments)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr and done.stderr.strip()
+
+
+def test_embed_reports_failures_and_reruns(small_model, scan_folder, tmp_path):
+    store = tmp_path / "store"
+    first = voxelfm("embed", scan_folder, "--out", store, "--model", small_model, "--dtype", "float32")
+    assert first.returncode == 3
+    assert "3 added, 0 there before, 1 failed" in first.stdout and "bad.npy" in first.stderr
+    (scan_folder / "bad.npy").unlink()
+    again = voxelfm("embed", scan_folder, "--out", store, "--model", small_model, "--dtype", "float32")
+    assert again.returncode == 0 and "0 added, 3 there before, 0 failed" in again.stdout
+    assert again.stderr == ""
+
+
+def test_two_processes_share_the_scans(small_model, scan_folder, tmp_path):
+    from voxelfm_hf.store import FeatureStore
+
+    one = tmp_path / "one"
+    voxelfm("embed", scan_folder, "--out", one, "--model", small_model, "--dtype", "float32")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "voxelfm_hf.cli", "embed", str(scan_folder), "--out", str(tmp_path / "two")]
+    command += ["--model", str(small_model), "--dtype", "float32", "--workers", "0"]
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert "1 failed" in done.stdout, done.stderr
+    assert FeatureStore(tmp_path / "two").table.equals(FeatureStore(one).table)
+    assert FeatureStore(tmp_path / "two").failures().keys() == {"bad.npy"}
+
+
+def test_picture_and_demo(small_model, scan_folder, tmp_path):
+    from PIL import Image
+
+    done = voxelfm("picture", scan_folder / "a.nii.gz", "--out", tmp_path / "a.png", "--model", small_model)
+    assert done.returncode == 0, done.stderr
+    plain = voxelfm("picture", scan_folder / "a.nii.gz", "--out", tmp_path / "b.png", "--no-features")
+    assert plain.returncode == 0, plain.stderr
+    with Image.open(tmp_path / "a.png") as with_features, Image.open(tmp_path / "b.png") as without:
+        assert with_features.width == without.width and with_features.height > without.height
+    demo = voxelfm("demo", "--out", tmp_path / "demo")
+    assert demo.returncode == 0, demo.stderr
+    assert "equal bit for bit" in demo.stdout and (tmp_path / "demo" / "picture-0.png").is_file()
+    assert voxelfm("demo", "--out", tmp_path / "demo").returncode == 0

@@ -1,0 +1,108 @@
+"""Models by name: folders, repositories on a loopback Hub, the published checkpoint converted once."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from voxelfm_hf import load
+from voxelfm_hf.hub import weight_hash
+from voxelfm_hf.volumes.errors import ModelError
+
+sys.path.insert(0, str(Path(__file__).parent))
+from loopback_hub import COMMIT, hub_environment, loopback_hub  # noqa: E402
+
+PRINT_HASH = (
+    "import sys, torch, voxelfm_hf\n"
+    "model, processor = voxelfm_hf.load(sys.argv[1])\n"
+    "torch.manual_seed(0)\n"
+    "volume = torch.randn(1, 1, *[2 * model.config.patch_size] * 3)\n"
+    "print(model(volume).pooler_output.double().sum().item(), processor.patch_size, model.training)\n"
+)
+
+
+def run(code, *arguments, environment):
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_published_checkpoint_is_fetched_and_converted_once(parity, tmp_path):
+    source = parity / "backbone" / "mlp_p14"
+    repository = tmp_path / "repository"
+    (repository / "vitb_3d" / "checkpoints").mkdir(parents=True)
+    shutil.copy(source / "checkpoint.pth", repository / "vitb_3d" / "checkpoints" / "99999.pth")
+    shutil.copy(source / "config.yaml", repository / "vitb_3d" / "config.yaml")
+    (repository / "other.bin").write_bytes(b"not needed")
+    with loopback_hub({"rmaguado/VoxelFM": repository}) as (endpoint, asked):
+        environment = hub_environment(endpoint, tmp_path / "home")
+        first = run(PRINT_HASH, "rmaguado/VoxelFM", environment=environment)
+        assert not any("other.bin" in path for path in asked)
+        converted = list((tmp_path / "home" / "voxelfm").rglob("model.safetensors"))
+        assert len(converted) == 1 and converted[0].parent.name == f"{COMMIT}-1"
+        written = converted[0].stat().st_mtime_ns
+        assert run(PRINT_HASH, "rmaguado/VoxelFM", environment=environment) == first
+        assert converted[0].stat().st_mtime_ns == written
+    offline = {**environment, "HF_HUB_OFFLINE": "1"}
+    assert run(PRINT_HASH, "rmaguado/VoxelFM", environment=offline) == first
+    assert first.endswith("14 False")
+
+
+def test_repository_in_transformers_format(small_model, tmp_path):
+    with loopback_hub({"user/small": small_model}) as (endpoint, asked):
+        environment = hub_environment(endpoint, tmp_path / "home")
+        remote = run(PRINT_HASH, "user/small", environment=environment)
+        assert any(path.endswith("model.safetensors") for path in asked)
+        backbone = run(
+            "import torch, voxelfm_hf\n"
+            "from transformers import AutoBackbone\n"
+            "backbone = AutoBackbone.from_pretrained('user/small')\n"
+            "print(type(backbone).__name__, tuple(backbone(torch.zeros(1, 1, 16, 16, 24)).feature_maps[0].shape))\n",
+            environment=environment,
+        )
+    assert backbone == "VoxelFMBackbone (1, 36, 2, 2, 3)"
+    assert remote == run(PRINT_HASH, str(small_model), environment={**environment, "HF_HUB_OFFLINE": "1"})
+
+
+def test_names_that_cannot_be_loaded_are_one_sentence(tmp_path, small_model):
+    (tmp_path / "file.pth").write_bytes(b"x")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "broken").mkdir()
+    shutil.copy(small_model / "config.json", tmp_path / "broken")
+    for name, message in [
+        (tmp_path / "file.pth", "voxelfm convert"),
+        (tmp_path / "folder", "no config.json"),
+        (tmp_path / "broken", "cannot be loaded"),
+        ("user/nobody", "cache"),
+        ("a/b/c", "neither"),
+    ]:
+        with pytest.raises(ModelError, match=message) as error:
+            load(name)
+        assert "\n" not in str(error.value)
+
+
+def test_weight_hash_sees_every_value_but_not_the_file_layout(small_model, tmp_path):
+    from voxelfm_hf import VoxelFMModel
+
+    model = VoxelFMModel.from_pretrained(small_model)
+    model.save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
+    assert weight_hash(tmp_path / "sharded") == weight_hash(small_model)
+    with torch.no_grad():
+        model.layers[1].mlp.up_proj.weight[0, 0] += 1e-3
+    model.save_pretrained(tmp_path / "changed")
+    assert weight_hash(tmp_path / "changed") != weight_hash(small_model)
+
+
+def test_pipeline_takes_files(small_model, scan_folder):
+    from transformers import pipeline
+
+    extract = pipeline("ct-feature-extraction", model=str(small_model), device="cpu")
+    one = extract(str(scan_folder / "a.nii.gz"), pool=True, return_tensors=True)
+    both = extract([str(scan_folder / "series"), str(scan_folder / "sub" / "b.nii.gz")], pool=True, return_tensors=True)
+    assert one.shape == (1, 36) and torch.equal(both[0], one) and torch.equal(both[1], one)
+    tokens = extract(str(scan_folder / "a.nii.gz"), image_processor_kwargs={"max_patches": 8}, return_tensors=True)
+    assert tokens.shape[1] <= 5 + 8
