@@ -40,6 +40,7 @@ class VoxelFMProbeConfig(PreTrainedConfig):
         num_points (`int`, defaults to 1): Points of a localization; a box is two.
         position_grid (`str`, defaults to `"centres"`): Patch positions (i + 0.5) / n, or `"corners"`: i / (n - 1).
         decoder_stages (`int`, defaults to 3): Stages of the voxel decoder.
+        voxels_per_patch (`int`, defaults to 4): Resolution of the decoded map along each edge of a patch.
         base_model_name_or_path, base_model_revision, base_model_hash (`str`, *optional*): The backbone whose features
             the probe was fitted on, and the hash of its weights; features of other weights are refused.
         target_mean, target_scale (`list[float]`, *optional*): Standardisation of the targets, from the training rows.
@@ -67,6 +68,7 @@ class VoxelFMProbeConfig(PreTrainedConfig):
     num_points: int = 1
     position_grid: str = "centres"
     decoder_stages: int = 3
+    voxels_per_patch: int = 4
     base_model_name_or_path: str | None = None
     base_model_revision: str | None = None
     base_model_hash: str | None = None

@@ -31,13 +31,16 @@ class ProbeFeatures:
         return len(self.cls)
 
     def standardised(self, rows: np.ndarray) -> "ProbeFeatures":
-        """The same features, centred and scaled by the CLS vectors of the given (training) rows."""
-        if self.cls is None:
-            return self
-        chosen = self.cls[torch.as_tensor(rows)].double()
+        """The same features, centred and scaled by some (training) rows: their CLS vectors, or at most 32 grids."""
+        if self.cls is not None:
+            chosen = self.cls[torch.as_tensor(rows)].double()
+        else:
+            spread = np.asarray(rows)[np.unique(np.linspace(0, len(rows) - 1, 32).round().astype(int))]
+            grids = replace(self, mean=None, scale=None).patch_rows(spread.tolist())
+            chosen = torch.cat([grid.flatten(0, 2) for grid in grids]).double()
         mean, scale = chosen.mean(0), chosen.std(0, correction=0)
         scale = torch.where(scale > 1e-6 * scale.max().clamp_min(1e-12), scale, torch.ones_like(scale))
-        return replace(self, mean=mean.to(self.cls.dtype), scale=scale.to(self.cls.dtype))
+        return replace(self, mean=mean.float(), scale=scale.float())
 
     def cls_rows(self, rows: torch.Tensor) -> torch.Tensor:
         """Standardised CLS vectors (b, C) of some rows."""

@@ -1,0 +1,140 @@
+"""What every task works on: the rows that have both features and labels, their splits, patients and subgroups."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from voxelfm_hf.eval.labels import LabelTable, match_to_store
+from voxelfm_hf.eval.measures import bands
+from voxelfm_hf.eval.splits import patient_groups, split_rows
+from voxelfm_hf.store import FeatureStore
+from voxelfm_hf.training.probe_data import ProbeFeatures
+from voxelfm_hf.volumes.errors import StoreError
+
+# Columns that are scored by subgroup when a table has them, and the edges of the bands of the numeric ones.
+SUBGROUPS: dict[str, tuple[float, ...] | None] = {
+    "sex": None,
+    "age": (40, 60, 75),
+    "manufacturer": None,
+    "kernel": None,
+    "slice_thickness": (1.5, 3.0),
+}
+MAX_LEVELS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class TaskData:
+    """Labelled scans of one task, n rows in the order of the label table.
+
+    Args:
+        task: Name of the task.
+        ids: Store ids.
+        features: Features of the rows.
+        targets: (n, k) as the probe losses take them, or a function of the row for label maps.
+        names: Names of labels, targets or classes.
+        splits: (n,) train, val, test or "".
+        groups: (n,) patient numbers.
+        subgroups: Column -> n levels.
+        run: The store's run.json: model, weight hash, processor.
+        affines: (n, 4, 4) patch index (d, h, w, 1) -> LPS mm (x, y, z, 1).
+        grids: (n, 3) patch grids.
+        notes: What was left out or assumed, for the card.
+        options: What only one task needs.
+    """
+
+    task: str
+    ids: list[str]
+    features: ProbeFeatures
+    targets: np.ndarray | Callable[[int], np.ndarray]
+    names: list[str]
+    splits: np.ndarray
+    groups: np.ndarray
+    subgroups: Mapping[str, Sequence]
+    run: Mapping[str, Any]
+    affines: np.ndarray
+    grids: np.ndarray
+    notes: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def rows(self, split: str) -> np.ndarray:
+        """Row numbers of a split."""
+        return np.flatnonzero(self.splits == split)
+
+    def with_options(self, **options: Any) -> "TaskData":
+        """The same data with some options replaced."""
+        return replace(self, options={**self.options, **options})
+
+
+def open_data(
+    store: FeatureStore,
+    labels: LabelTable,
+    *,
+    task: str,
+    needs_patches: bool = False,
+    allow_missing: bool = False,
+    patient_column: str | None = None,
+    split_column: str = "split",
+    split_seed: int = 0,
+    subgroup_columns: Sequence[str] | None = None,
+) -> tuple[TaskData, LabelTable]:
+    """Matches labels to features, and splits and groups the rows; targets are left for the task to fill in.
+
+    Args:
+        store: The feature store.
+        labels: The label table.
+        task: Name of the task.
+        needs_patches: Whether the head reads patch grids; CLS vectors are loaded otherwise.
+        allow_missing: Leave labels without features out, with a note, instead of refusing.
+        patient_column: As in `patient_groups`.
+        split_column: As in `split_rows`.
+        split_seed: Of drawn splits.
+        subgroup_columns: Columns to score by; by default sex, age, manufacturer, kernel, slice_thickness if present.
+
+    Returns:
+        The data without targets, and the label table of the same rows.
+    """
+    if needs_patches and not store.run.get("patches"):
+        raise StoreError(f"{store.folder} holds no patch features, which this probe needs: embed with --patches")
+    matched = match_to_store(labels, store.ids, allow_missing=allow_missing)
+    kept = np.flatnonzero(matched >= 0)
+    notes = []
+    if len(kept) < len(labels):
+        notes.append(f"{len(labels) - len(kept)} labelled scans without features were left out")
+    labels, matched = labels.take(kept), matched[kept]
+    groups = patient_groups(labels, patient_column=patient_column)
+    splits = split_rows(labels, groups, split_column=split_column, seed=split_seed)
+    ids = [store.ids[row] for row in matched]
+    if needs_patches:
+        features = ProbeFeatures(patches=lambda row: store.patches(ids[row]))
+    else:
+        features = ProbeFeatures(cls=torch.from_numpy(np.array(store.cls[matched], dtype=np.float32)))
+    chosen = [c for c in SUBGROUPS if c in labels.columns] if subgroup_columns is None else subgroup_columns
+    data = TaskData(
+        task=task,
+        ids=ids,
+        features=features,
+        targets=np.zeros((len(ids), 0)),
+        names=[],
+        splits=splits,
+        groups=groups,
+        subgroups={column: _levels(column, labels.column(column)) for column in chosen},
+        run=store.run,
+        affines=np.array(store.table["patch_affine"].to_pylist())[matched].reshape(-1, 4, 4),
+        grids=np.array(store.table["grid"].to_pylist())[matched],
+        notes=tuple(notes),
+    )
+    return data, labels
+
+
+def _levels(column: str, values: Sequence) -> list:
+    """Levels of a subgroup column; many different numbers become bands, at their thirds if no edges are known."""
+    numbers = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
+    if len(numbers) < sum(v is not None for v in values) or len(set(numbers)) <= MAX_LEVELS and column not in SUBGROUPS:
+        return list(values)
+    edges = SUBGROUPS.get(column)
+    if edges is None:
+        edges = tuple(np.unique(np.quantile(numbers, (1 / 3, 2 / 3))).tolist()) if numbers else (0.0,)
+    return bands([np.nan if v is None else float(v) for v in values], edges)

@@ -1,0 +1,126 @@
+"""What the tasks share in fitting and applying a probe."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from voxelfm_hf.eval.tasks.data import TaskData
+from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
+from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
+from voxelfm_hf.training.probe import DEFAULT_SETTINGS, FittedProbe, ProbeSettings, fit_probes, make_probe
+from voxelfm_hf.training.probe_data import ProbeFeatures, ProbeJob
+from voxelfm_hf.training.probe_stacks import padded
+from voxelfm_hf.volumes.errors import LabelError, ModelError
+
+
+def probe_config(data: TaskData, *, head: str, names: Sequence[str], **fields: Any) -> VoxelFMProbeConfig:
+    """The configuration of a probe on the features of this data.
+
+    Args:
+        data: The task data.
+        head: Head of the probe.
+        names: Names of its outputs.
+        **fields: Further fields of `VoxelFMProbeConfig`.
+    """
+    width = data.features.cls.shape[1] if data.features.cls is not None else data.features.patch_rows([0])[0].shape[-1]
+    return VoxelFMProbeConfig(
+        task=data.task,
+        head=head,
+        feature_size=width,
+        id2label=dict(enumerate(names)),
+        base_model_name_or_path=data.run.get("model"),
+        base_model_hash=data.run.get("weight_hash"),
+        processor=dict(data.run.get("processor") or {}),
+        **fields,
+    )
+
+
+def fit_columns(
+    data: TaskData,
+    *,
+    head: str,
+    head_hidden_size: int | None = None,
+    settings: ProbeSettings | None = None,
+    train: np.ndarray | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    together: bool = False,
+    **fields: Any,
+) -> tuple[VoxelFMProbe, list[FittedProbe]]:
+    """Fits one probe for every target column side by side, or one for all columns, and joins them to a model.
+
+    Args:
+        data: The task data with targets (n, k).
+        head: Head of the probe.
+        head_hidden_size: Its hidden width.
+        settings: How to fit; by default what suits the head.
+        train: Training rows in place of the whole training split.
+        seed: Of the fit.
+        device: Where to compute.
+        together: One fit with all outputs, as patch heads and exclusive classes need.
+        **fields: Further fields of the configuration.
+
+    Returns:
+        The probe with `fit` filled in, and the fits behind it.
+    """
+    train = data.rows("train") if train is None else np.asarray(train)
+    validation = data.rows("val")
+    features = data.features.standardised(train)
+    fields["head_hidden_size"] = head_hidden_size
+    whole = probe_config(data, head=head, names=data.names, **fields)
+    if together or not isinstance(data.targets, np.ndarray):
+        single, columns, titles = whole, [data.targets], ["+".join(data.names)]
+    else:
+        single = probe_config(data, head=head, names=["target"], **fields)
+        width = 2 if data.task == "survival" else 1
+        columns = [data.targets[:, i : i + width] for i in range(0, data.targets.shape[1], width)]
+        titles = list(data.names)
+    jobs = []
+    for title, column in zip(titles, columns, strict=True):
+        known = train if not isinstance(column, np.ndarray) else train[_labelled(column[train])]
+        held = validation if not isinstance(column, np.ndarray) else validation[_labelled(column[validation])]
+        if len(known) < 2:
+            raise LabelError(f"{title} has {len(known)} labelled training scans: a probe needs at least two")
+        jobs.append(ProbeJob(title, column, known, held, seed))
+    fits = fit_probes(features, jobs, single, settings=settings, device=device)
+    probe = make_probe(whole, fits, features)
+    probe.config.fit = {
+        "seed": seed,
+        "rows": {"train": len(train), "val": len(validation), "test": len(data.rows("test"))},
+        "patients": {split: len(np.unique(data.groups[data.rows(split)])) for split in ("train", "val", "test")},
+        "settings": vars(settings or DEFAULT_SETTINGS[head]).copy(),
+        "best_epoch": {fit.name: fit.best_epoch for fit in fits},
+        "notes": [*data.notes, *(f"{fit.name}: {note}" for fit in fits for note in fit.notes)],
+    }
+    return probe, fits
+
+
+@torch.no_grad()
+def probe_outputs(probe: VoxelFMProbe, data: TaskData, rows: np.ndarray, *, device: str = "cpu") -> torch.Tensor:
+    """Raw outputs (rows, o) of a probe on some rows; ModelError when the features are of other weights."""
+    check_features(probe, data)
+    probe = probe.to(device).eval()
+    raw = ProbeFeatures(cls=data.features.cls, patches=data.features.patches)  # the probe standardises by itself
+    outputs = []
+    for part in torch.as_tensor(rows, dtype=torch.long).split(8 if probe.config.uses_patches else 1024):
+        if probe.config.uses_patches:
+            patches, mask = padded(raw.patch_rows(part.tolist()))
+            mask = None if mask is None else mask.to(device)
+            outputs.append(probe(patches=patches.to(device), patch_mask=mask).logits.cpu())
+        else:
+            outputs.append(probe(cls=raw.cls_rows(part).to(device)).logits.cpu())
+    return torch.cat(outputs) if outputs else torch.zeros((0, probe.config.num_outputs))
+
+
+def check_features(probe: VoxelFMProbe, data: TaskData) -> None:
+    """ModelError when a probe was fitted on features of other weights."""
+    try:
+        probe.check_features(data.run.get("weight_hash"))
+    except ValueError as error:
+        raise ModelError(str(error)) from None
+
+
+def _labelled(column: np.ndarray) -> np.ndarray:
+    return np.isfinite(column.reshape(len(column), -1)).any(axis=1)

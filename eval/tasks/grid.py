@@ -1,0 +1,122 @@
+"""Many small fits at once: every target x training share x seed of a task on CLS features, for benchmark curves."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from voxelfm_hf.eval.splits import training_subset
+from voxelfm_hf.eval.tasks.data import TaskData
+from voxelfm_hf.eval.tasks.fitting import probe_config
+from voxelfm_hf.training.calibration import choose_threshold, fit_temperature
+from voxelfm_hf.training.probe import ProbeSettings, fit_probes, probe_logits
+from voxelfm_hf.training.probe_data import ProbeJob
+
+
+@dataclass(frozen=True, eq=False)
+class GridFit:
+    """One fit of a grid and its answers on the test rows that have a label.
+
+    Args:
+        target: Name of the target.
+        fraction: Share of the training patients.
+        seed: Of the subset and the fit.
+        train_rows: Labelled training rows it saw.
+        rows: Test rows.
+        predictions: (rows,) calibrated probabilities, values in the unit of the target, or log risks.
+        threshold: For classification, chosen on the validation rows.
+        note: Why there is no fit; predictions are then NaN.
+    """
+
+    target: str
+    fraction: float
+    seed: int
+    train_rows: int
+    rows: np.ndarray
+    predictions: np.ndarray
+    threshold: float | None = None
+    note: str = ""
+
+
+def fit_grid(
+    data: TaskData,
+    *,
+    head: str = "linear",
+    head_hidden_size: int | None = None,
+    fractions: Sequence[float] = (1.0,),
+    seeds: Sequence[int] = (0,),
+    settings: ProbeSettings | None = None,
+    device: str = "cpu",
+) -> list[GridFit]:
+    """Fits the whole grid side by side and predicts the test rows.
+
+    Features are standardised by the whole training split for all fits; targets by the rows of each fit.
+
+    Args:
+        data: Findings, regression or survival data, read for CLS vectors.
+        head: linear or mlp.
+        head_hidden_size: Hidden width of the mlp.
+        fractions: Shares of the training patients; the subsets of one seed grow into each other.
+        seeds: Seeds of subsets and fits.
+        settings: How to fit.
+        device: Where to compute.
+
+    Returns:
+        One entry for each target, fraction and seed, targets fastest.
+    """
+    if data.task not in ("classification", "regression", "survival") or data.options.get("exclusive"):
+        raise ValueError(f"a grid is of findings, regression or survival, not of {data.task}")
+    train, validation, test = (data.rows(split) for split in ("train", "val", "test"))
+    features = data.features.standardised(train)
+    config = probe_config(data, head=head, names=["target"], head_hidden_size=head_hidden_size)
+    width = 2 if data.task == "survival" else 1
+    jobs, cells = [], []
+    for seed in seeds:
+        for fraction in fractions:
+            subset = training_subset(train, data.groups, fraction=fraction, seed=seed)
+            for number, name in enumerate(data.names):
+                column = data.targets[:, number * width : (number + 1) * width]
+                labelled = np.isfinite(column).all(axis=1)
+                rows = subset[labelled[subset]]
+                note = _why_unfit(column[rows], data.task)
+                if not note:
+                    held = validation[labelled[validation]]
+                    jobs.append(ProbeJob(f"{name}/{fraction:g}/{seed}", column, rows, held, seed))
+                cells.append((name, fraction, seed, column, rows, test[labelled[test]], note))
+    fits = fit_probes(features, jobs, config, settings=settings, device=device)
+    wanted = np.concatenate([validation, test])
+    outputs = iter(probe_logits(features, fits, config, wanted, device=device) if fits else ())
+    place = np.full(len(data.ids), -1)
+    place[wanted] = np.arange(len(wanted))
+    fitted = iter(fits)
+    grid = []
+    for name, fraction, seed, column, rows, tested, note in cells:
+        if note:
+            grid.append(GridFit(name, fraction, seed, len(rows), tested, np.full(len(tested), np.nan), None, note))
+            continue
+        fit, logits = next(fitted), next(outputs)[:, 0].astype(float)
+        threshold = None
+        values = logits[place[tested]]
+        if data.task == "classification":
+            held = validation[np.isfinite(column[validation, 0])]
+            temperature = fit_temperature(logits[place[held]], column[held, 0])
+            threshold = choose_threshold(column[held, 0], _sigmoid(logits[place[held]] / temperature))
+            values = _sigmoid(values / temperature)
+        elif data.task == "regression":
+            values = values * fit.target_scale[0] + fit.target_mean[0]
+        grid.append(GridFit(name, fraction, seed, len(rows), tested, values, threshold))
+    return grid
+
+
+def _why_unfit(targets: np.ndarray, task: str) -> str:
+    if len(targets) < 2:
+        return f"{len(targets)} labelled training scans: a probe needs at least two"
+    if task == "classification" and len(np.unique(targets)) < 2:
+        return f"all {len(targets)} training labels are {targets[0, 0]:g}: a classifier needs both classes"
+    if task == "survival" and not (targets[:, 1] == 1).any():
+        return f"no event among {len(targets)} training scans"
+    return ""
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-np.clip(logits, -700, 700)))

@@ -1,0 +1,133 @@
+"""Localisation: points (a box is two) in the scan, predicted from the patch grid and judged in millimetres."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from voxelfm_hf.eval.labels import LabelTable, point_target
+from voxelfm_hf.eval.metric_reports import per_row_report
+from voxelfm_hf.eval.metrics.localization import point_errors_mm
+from voxelfm_hf.eval.tasks.data import TaskData, open_data
+from voxelfm_hf.eval.tasks.fitting import fit_columns, probe_outputs
+from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
+from voxelfm_hf.store import FeatureStore
+from voxelfm_hf.training.probe import ProbeSettings
+from voxelfm_hf.volumes.errors import LabelError
+
+
+def read(
+    store: FeatureStore, labels: LabelTable, *, targets: Sequence[str], name: str = "point", **options
+) -> TaskData:
+    """Labelled rows with points.
+
+    Args:
+        store: The feature store, with patches.
+        labels: The label table.
+        targets: Columns x, y, z of each point in LPS millimetres, point after point.
+        name: Of what is located, for the card.
+        **options: Options of `open_data`.
+    """
+    data, labels = open_data(store, labels, task="localization", needs_patches=True, **options)
+    points = point_target(labels, targets)
+    normalised = np.stack([to_normalised(p, a, g) for p, a, g in zip(points, data.affines, data.grids, strict=True)])
+    outside = int(((normalised < 0) | (normalised > 1)).any(axis=(1, 2)).sum())
+    if outside == np.isfinite(normalised).any(axis=(1, 2)).sum():
+        raise LabelError(
+            f"{labels.source}: every point lies outside its scan: give LPS millimetres (RAS has the signs of x and y "
+            "the other way round)"
+        )
+    notes = data.notes
+    if outside:
+        notes += (f"{outside} scans have a point outside the part the model saw; they are kept",)
+    targets_flat = normalised.reshape(len(points), -1)
+    return replace(data, targets=targets_flat, names=[name], notes=notes, options={"points": points})
+
+
+def fit(
+    data: TaskData,
+    *,
+    head: str | None = None,
+    head_hidden_size: int | None = None,
+    settings: ProbeSettings | None = None,
+    train: np.ndarray | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+) -> VoxelFMProbe:
+    """A position regressor on patch centres.
+
+    Args:
+        data: From `read`.
+        head: "position".
+        head_hidden_size: Hidden width of its score network.
+        settings: How to fit.
+        train: Training rows in place of the whole training split.
+        seed: Of the fit.
+        device: Where to compute.
+    """
+    probe, _ = fit_columns(
+        data,
+        head=head or "position",
+        head_hidden_size=head_hidden_size,
+        settings=settings,
+        train=train,
+        seed=seed,
+        device=device,
+        together=True,
+        num_points=data.targets.shape[1] // 3,
+    )
+    return probe
+
+
+def predict(probe: VoxelFMProbe, data: TaskData, rows: np.ndarray, *, device: str = "cpu") -> np.ndarray:
+    """Points (rows, points, 3) in LPS millimetres (x, y, z)."""
+    outputs = probe_outputs(probe, data, rows, device=device).numpy().reshape(len(rows), -1, 3)
+    return np.array([to_lps(o, data.affines[r], data.grids[r]) for o, r in zip(outputs, rows, strict=True)])
+
+
+def evaluate(
+    predictions: np.ndarray, data: TaskData, rows: np.ndarray, *, replicates: int = 1000, seed: int = 0
+) -> dict[str, dict]:
+    """One report: mean error in mm and in coordinates from 0 to 1 across the grid, and that of a constant answer.
+
+    The constant is the mean training position, the floor that a probe must beat.
+
+    Args:
+        predictions: (rows, points, 3) LPS millimetres.
+        data: The task data.
+        rows: The rows they belong to.
+        replicates: Bootstrap replicates.
+        seed: Of the bootstrap.
+    """
+    points = data.options["points"]
+    normalised = data.targets.reshape(len(points), -1, 3)
+    found = np.array([to_normalised(p, data.affines[r], data.grids[r]) for p, r in zip(predictions, rows, strict=True)])
+    usual = np.nanmean(normalised[data.rows("train")], axis=0)
+    always = np.array([to_lps(usual, data.affines[r], data.grids[r]) for r in rows])
+    values = {
+        "error_mm": point_errors_mm(points[rows], predictions),
+        "error_normalised": point_errors_mm(normalised[rows], found),
+        "mean_position_error_mm": point_errors_mm(points[rows], always),
+    }
+    report = per_row_report(
+        values,
+        lower_is_better=tuple(values),
+        patients=data.groups[rows],
+        subgroups={column: [levels[row] for row in rows] for column, levels in data.subgroups.items()},
+        replicates=replicates,
+        seed=seed,
+    )
+    return {data.names[0]: report}
+
+
+def to_normalised(points_lps: np.ndarray, patch_affine: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """LPS mm (..., 3) -> positions (z, y, x) along the axes of the patch grid, 0 and 1 at its outer faces."""
+    inverse = np.linalg.inv(patch_affine)
+    index = points_lps @ inverse[:3, :3].T + inverse[:3, 3]
+    return (index + 0.5) / np.asarray(grid)
+
+
+def to_lps(positions: np.ndarray, patch_affine: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """The inverse of `to_normalised`."""
+    index = positions * np.asarray(grid) - 0.5
+    return index @ patch_affine[:3, :3].T + patch_affine[:3, 3]

@@ -1,0 +1,221 @@
+"""Instance retrieval: for a query scan, is one with the same finding found among scans without it?
+
+Pools hold 1 positive and 99 negatives. Which 99 is not drawn but averaged over: a random pool of m out of M eligible
+negatives, A of them more similar than the positive, puts hypergeometric(M, A, m) of them ahead. So there is no Monte
+Carlo noise: every pair of query and positive is one value. Pairs that share a scan are not independent; intervals
+resample patients, whose scans enter and leave as queries and as positives at once. A scan's own patient and study are
+never in its pools; equal similarities count as a random order.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache, partial
+
+import numpy as np
+
+from voxelfm_hf.eval.labels import LabelTable, binary_target, number_target
+from voxelfm_hf.eval.measures import Measure
+from voxelfm_hf.eval.metric_reports import metric_report, per_row_report
+from voxelfm_hf.eval.metrics.ranks import ratio
+from voxelfm_hf.eval.metrics.retrieval import average_precision
+from voxelfm_hf.eval.tasks.data import TaskData, open_data
+from voxelfm_hf.store import FeatureStore
+from voxelfm_hf.volumes.errors import LabelError
+
+POOL_NEGATIVES = 99
+
+
+def read(
+    store: FeatureStore,
+    labels: LabelTable,
+    *,
+    targets: Sequence[str],
+    alike: Mapping[str, float] | None = None,
+    **options,
+) -> TaskData:
+    """Labelled rows of one or more findings.
+
+    Args:
+        store: The feature store.
+        labels: The label table.
+        targets: Columns with 0 and 1, empty where unknown.
+        alike: Numeric column -> largest difference between a query and its negatives (spacing, slice thickness), so
+            that acquisition cannot give them away.
+        **options: Options of `open_data`.
+    """
+    data, labels = open_data(store, labels, task="retrieval", **options)
+    columns = np.stack([binary_target(labels, target) for target in targets], axis=1)
+    limits = {name: (number_target(labels, name), float(limit)) for name, limit in (alike or {}).items()}
+    return replace(data, targets=columns, names=list(targets), options={"alike": limits})
+
+
+def fit(data: TaskData, **settings) -> None:
+    """Retrieval fits nothing: features are compared as they are."""
+    if settings.get("head") not in (None, "none"):
+        raise LabelError(f"retrieval has no head, got {settings['head']}")
+
+
+def predict(probe: None, data: TaskData, rows: np.ndarray) -> np.ndarray:
+    """Cosine similarities (rows, rows) between the scans of some rows."""
+    if data.features.cls is None:
+        raise ValueError("retrieval needs CLS vectors")
+    vectors = data.features.cls[rows].double().numpy()
+    vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
+    return vectors @ vectors.T
+
+
+def evaluate(
+    predictions: np.ndarray,
+    data: TaskData,
+    rows: np.ndarray,
+    *,
+    k: Sequence[int] = (1, 5, 10),
+    negatives: int = POOL_NEGATIVES,
+    replicates: int = 1000,
+    seed: int = 0,
+) -> dict[str, dict]:
+    """A report for each finding: Recall@k in pools, mAP over all eligible scans, and what chance gives.
+
+    Args:
+        predictions: (rows, rows) similarities.
+        data: The task data.
+        rows: The rows they belong to.
+        k: Lengths of the list.
+        negatives: Negatives in a pool; fewer, with a note, where a query has fewer.
+        replicates: Bootstrap replicates.
+        seed: Of the bootstrap.
+    """
+    groups = data.groups[rows]
+    allowed = groups[:, None] != groups[None]
+    for values, limit in data.options["alike"].values():
+        difference = np.abs(values[rows][:, None] - values[rows][None])
+        allowed &= (difference <= limit) & np.isfinite(difference)
+    reports = {}
+    for i, name in enumerate(data.names):
+        labels = data.targets[rows, i]
+        queries, against = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
+        pairs, pools = _pair_recalls(predictions, queries, against, groups, allowed, k=k, negatives=negatives)
+        settings = {
+            "patients": groups[queries],
+            "subgroups": {c: [levels[row] for row in rows[queries]] for c, levels in data.subgroups.items()},
+            "replicates": replicates,
+            "seed": seed,
+        }
+        measures = {
+            f"recall_at_{size}": Measure(f"recall_at_{size}", partial(_pair_mean, column=column), _why_no_pairs)
+            for column, size in enumerate(k)
+        }
+        report = metric_report(measures, pairs, np.arange(len(queries)), **settings)
+        whole = [
+            _average_precision(predictions[q], labels, (groups != groups[q]) & (labels == 1), allowed[q])
+            for q in queries
+        ]
+        lists = per_row_report({"map": np.array(whole, dtype=float)}, **settings)
+        report = {
+            **report,
+            "map": lists["map"],
+            "estimates": {**report["estimates"], **lists["estimates"]},
+            **({"subgroups": report["subgroups"] + lists["subgroups"]} if "subgroups" in report else {}),
+        }
+        for size in k:
+            chances = np.minimum(1.0, size / (pools[pools > 0] + 1))
+            report[f"chance_at_{size}"] = float(chances.mean()) if len(chances) else float("nan")
+        short = int((pools < negatives).sum())
+        if short:
+            report["note"] = f"{short} of {len(queries)} queries have fewer than {negatives} negatives"
+        reports[name] = report
+    return reports
+
+
+def _pair_recalls(
+    similarities: np.ndarray,
+    queries: np.ndarray,
+    against: np.ndarray,
+    groups: np.ndarray,
+    allowed: np.ndarray,
+    *,
+    k: Sequence[int],
+    negatives: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Recalls (queries, queries, k) of every query for every positive, -1 where they may not meet, and pool sizes."""
+    pairs = np.full((len(queries), len(queries), len(k)), -1.0)
+    pools = np.zeros(len(queries), dtype=int)
+    mixed = np.isin(groups[queries], groups[against])
+    for index, query in enumerate(queries):
+        eligible = against[allowed[query, against]]
+        pools[index] = min(negatives, len(eligible))
+        others = groups[queries] != groups[query]
+        # A positive whose own patient has negatives too gets pools without them.
+        parts = [(np.flatnonzero(others & ~mixed), eligible)]
+        parts += [
+            (np.array([p]), eligible[groups[eligible] != groups[queries[p]]]) for p in np.flatnonzero(others & mixed)
+        ]
+        for positives, pool in parts:
+            if len(positives) and len(pool):
+                pairs[index, positives] = pool_recall(
+                    similarities[query, queries[positives]], similarities[query, pool], k=k, negatives=negatives
+                )
+    return pairs, pools
+
+
+def _pair_mean(pairs: np.ndarray, positions: np.ndarray, *, column: int, weights: np.ndarray) -> np.ndarray:
+    """Mean over the pairs of query and positive that may meet, each as often as both its scans were drawn."""
+    values = pairs[:, positions, column]
+    usable = (values >= 0).astype(float)
+    total = ((weights @ usable) * weights).sum(-1)
+    return ratio(((weights @ (values * usable)) * weights).sum(-1), total)
+
+
+def _why_no_pairs(pairs: np.ndarray, positions: np.ndarray) -> str:
+    if len(pairs) and (pairs[:, positions] >= 0).any():
+        return ""
+    return "no two positives of different patients with a negative to tell them from"
+
+
+def _average_precision(similarity: np.ndarray, labels: np.ndarray, positive: np.ndarray, allowed: np.ndarray) -> float:
+    """Average precision of one query over all its positives and eligible negatives."""
+    listed = positive | (allowed & (labels == 0))
+    if not (listed & ~positive).any():
+        return float("nan")
+    return average_precision(similarity[listed], positive[listed])
+
+
+def pool_recall(
+    positives: np.ndarray, negatives_similarity: np.ndarray, *, k: Sequence[int], negatives: int = POOL_NEGATIVES
+) -> np.ndarray:
+    """Recall@k of one query for each of its positives, averaged over all pools of that many negatives.
+
+    Args:
+        positives: Similarities of the positives, each in a pool of its own.
+        negatives_similarity: Similarities of all eligible negatives.
+        k: Lengths of the list.
+        negatives: Negatives in a pool; all of them when there are fewer.
+
+    Returns:
+        (positives, len(k)) recalls; NaN without a negative.
+    """
+    total = len(negatives_similarity)
+    if total == 0:
+        return np.full((len(positives), len(k)), np.nan)
+    pool = min(negatives, total)
+    ordered = np.sort(negatives_similarity)
+    ahead = total - np.searchsorted(ordered, positives, side="right")
+    tied = total - np.searchsorted(ordered, positives, side="left") - ahead
+    # With t negatives tied, the positive is behind 0, 1, ... or t of them, each equally likely.
+    return np.array(
+        [
+            [np.mean([_chance_of_fewer(total, a + j, pool, size) for j in range(t + 1)]) for size in k]
+            for a, t in zip(ahead.tolist(), tied.tolist(), strict=True)
+        ]
+    ).reshape(len(positives), len(k))
+
+
+@cache
+def _chance_of_fewer(total: int, ahead: int, pool: int, k: int) -> float:
+    """Chance that fewer than k of `ahead` marked items are among `pool` drawn from `total`."""
+    first = max(0, pool - (total - ahead))
+    ways = sum(
+        math.comb(ahead, x) * math.comb(total - ahead, pool - x) for x in range(first, min(k - 1, ahead, pool) + 1)
+    )
+    return ways / math.comb(total, pool)
