@@ -56,7 +56,8 @@ def memory(
     """Peak memory of a process that encodes one volume, by number of patches."""
     from voxelfm_hf.eval.speed_model import forward_memory
 
-    for count, before, peak in forward_memory(patches, dtype=dtype, layers=layers):
+    for count in patches:
+        before, peak = forward_memory(count, dtype=dtype, layers=layers)
         typer.echo(
             f"memory, {dtype}, {count} patches: peak {_megabytes(peak)}, of which {_megabytes(peak - before)} in the "
             f"forward ({(peak - before) / count / 1e3:.0f} kB a patch)"

@@ -1,7 +1,6 @@
 """Speed and memory of the base model: against an eager twin, by kind of operation, and by number of tokens."""
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -112,17 +111,15 @@ def _forward_peak(patches: int, dtype: str, layers: int | None) -> tuple[int, in
     return before, peak_memory_bytes()
 
 
-def forward_memory(
-    patches: Sequence[int], *, dtype: str = "bf16", layers: int | None = None
-) -> list[tuple[int, int, int]]:
-    """Peak memory of a whole process that encodes one volume, a new process for each size.
+def forward_memory(patches: int, *, dtype: str = "bf16", layers: int | None = None) -> tuple[int, int]:
+    """Peak memory of a whole new process that encodes one volume.
 
     Args:
-        patches: Sizes in patch tokens.
+        patches: Patch tokens of the volume.
         dtype: Of the weights.
         layers: Encode with that many blocks only; the activations of a block are freed before the next one's.
 
     Returns:
-        (patches, bytes before the forward, peak bytes) a size.
+        Peak bytes before the forward (libraries and weights) and after it.
     """
-    return [(n, *in_fresh_process(_forward_peak, n, dtype, layers)) for n in patches]
+    return in_fresh_process(_forward_peak, patches, dtype, layers)
