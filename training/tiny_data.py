@@ -1,0 +1,76 @@
+"""The data of the embedded small model: `python -m voxelfm_hf.training.tiny_data CT --out DATA`.
+
+CT is a folder with `lidc/` (nodule crops of LIDC-IDRI) and `openkbp/` (head-and-neck planning CT), each with a
+labels.csv that names files and splits. Only their train splits are used; chests and lesions of synthetic patients are
+added. DATA then holds four prepared data sets: lidc, openkbp, phantom_chests, phantom_lesions.
+"""
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from voxelfm_hf.data.phantom import make_phantom
+from voxelfm_hf.data.prepare import prepare
+from voxelfm_hf.data.write_scan import write_nifti
+from voxelfm_hf.volumes.errors import LabelError, VoxelFMError
+
+LICENCES = {"lidc": "cc-by-3.0", "openkbp": "mit", "phantom_chests": "apache-2.0", "phantom_lesions": "apache-2.0"}
+# Seeds of the synthetic patients; evaluation uses others (see voxelfm_hf.eval.learned).
+FIRST_SEED = {"phantom_chests": 0, "phantom_lesions": 50_000}
+
+
+def train_list(ct: Path, name: str, out: Path) -> Path:
+    """Writes the CSV (path, id, patient) of a data set's train split."""
+    labels = ct / name / "labels.csv"
+    try:
+        with open(labels, newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if row["split"] == "train"]
+    except (OSError, KeyError):
+        raise LabelError(f"{labels} cannot be read or has no column split: name the folder with lidc/ and openkbp/") from None
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with open(out, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("path", "id", "patient"))
+        writer.writerows(((ct / row["file"]).resolve(), Path(row["file"]).name, row["patient_id"]) for row in rows)
+    return out
+
+
+def write_phantoms(name: str, count: int, folder: Path) -> Path:
+    """Writes `count` synthetic scans as NIfTI: whole chests, or fields of view of 64 mm round a lesion."""
+    for seed in tqdm(range(FIRST_SEED[name], FIRST_SEED[name] + count), desc=name, unit="scan", disable=None):
+        path = folder / f"phantom-{seed:06d}.nii.gz"
+        if path.exists():
+            continue
+        if name == "phantom_chests":
+            phantom = make_phantom(seed, shape=(96, 128, 128))
+        else:
+            phantom = make_phantom(seed, shape=(64, 64, 64), spacing=(1.0, 1.0, 1.0), center_on="lesion")
+        write_nifti(phantom.volume, path)
+    return folder
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ct", type=Path, help="folder with lidc/ and openkbp/")
+    parser.add_argument("--out", type=Path, required=True, help="where the scans and prepared data sets go")
+    parser.add_argument("--phantoms", type=int, default=300, help="synthetic chests, and as many lesions")
+    options = parser.parse_args()
+    try:
+        for name, licence in LICENCES.items():
+            if name in FIRST_SEED:
+                source = write_phantoms(name, options.phantoms, options.out / "scans" / name)
+            else:
+                source = train_list(options.ct, name, options.out / "scans" / f"{name}.csv")
+            summary = prepare(source, options.out / name, name=name, license=licence)
+            print(f"{options.out / name}: {summary}")
+    except VoxelFMError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
