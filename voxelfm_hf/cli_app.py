@@ -1,0 +1,110 @@
+"""What the subcommands of `voxelfm` share: the app, options, consoles, progress and the report of failures."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from voxelfm_hf import __version__
+from voxelfm_hf.volumes.errors import ScanError
+
+app = typer.Typer(
+    name="voxelfm",
+    help="VoxelFM: features of CT scans from a 3D foundation model, for light probes on top.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = Console()
+errors = Console(stderr=True)
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Model folder or Hub id; by default the small model inside the package."),
+]
+AssumeHU = Annotated[bool, typer.Option("--assume-hu", help="Take the values as HU even if they do not look like it.")]
+Series = Annotated[int | None, typer.Option(help="Series of a DICOM folder, by the number that `voxelfm info` lists.")]
+Spacing = Annotated[
+    str | None, typer.Option(help="Voxel size z,y,x in mm of .npy files that have no sidecar, for example 2.5,0.7,0.7.")
+]
+
+EXIT_BAD_INPUT = 2
+EXIT_PARTLY_FAILED = 3
+FAILURES_SHOWN = 20
+
+
+def plain(text: object) -> str:
+    """Text with its square brackets kept from being read as markup."""
+    from rich.markup import escape
+
+    return escape(str(text))
+
+
+def parse_spacing(text: str | None) -> tuple[float, float, float] | None:
+    if text is None:
+        return None
+    try:
+        z, y, x = (float(part) for part in text.split(","))
+    except ValueError:
+        raise ScanError(f"--spacing takes three numbers z,y,x in mm, for example 2.5,0.7,0.7, got {text}") from None
+    return z, y, x
+
+
+def model_or_default(model: str | None) -> str:
+    from voxelfm_hf.hub import embedded_model
+
+    return str(embedded_model()) if model is None else model
+
+
+def quiet_libraries() -> None:
+    """Loading bars of transformers say nothing a user of the command needs."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def progress_bar(total: int, what: str):
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=errors,
+        transient=False,
+        disable=not errors.is_terminal,
+    )
+    progress.add_task(what, total=total, rate="")
+    return progress
+
+
+def advance(progress, unit: str, *, done: int | None = None, total: int | None = None) -> None:
+    """One step further, or to `done` of `total`, with the rate so far."""
+    task = progress.tasks[0]
+    completed = task.completed + 1 if done is None else done
+    rate = completed / max(task.elapsed or 0, 1e-9)
+    progress.update(task.id, completed=completed, total=total or task.total, rate=f"{rate:.2g} {unit}")
+
+
+def report_failures(failures: dict[str, str], where: Path) -> None:
+    if not failures:
+        return
+    for reason in list(failures.values())[:FAILURES_SHOWN]:
+        errors.print(f"[red]failed:[/] {plain(reason)}", highlight=False, soft_wrap=True)
+    if len(failures) > FAILURES_SHOWN:
+        errors.print(f"and {len(failures) - FAILURES_SHOWN} more, all in {plain(where)}", highlight=False)
+    raise typer.Exit(EXIT_PARTLY_FAILED)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    if version:
+        console.print(__version__)
+        raise typer.Exit
