@@ -226,8 +226,14 @@ def test_card_says_what_the_numbers_say_and_loads(prepared):
                 assert min(picture.size) > 300 and np.asarray(picture.convert("L")).std() > 10
     assert card.text.count("![](pictures/") == 2
     assert next(iter(datasets.load_dataset(str(prepared), split="train", streaming=True)))["shape"]
-    describe(prepared)  # again, without a license: the known one stays
-    assert DatasetCard.load(prepared / "README.md").data.license == "cc-by-4.0"
+    # Again, without a license and after the owner wrote something: both stay.
+    text = (prepared / "README.md").read_text()
+    mark = "is kept -->"
+    (prepared / "README.md").write_text(text.replace(mark, f"{mark}\nFrom hospital {{{{ X }}}}, cite Y.", 1))
+    for _ in range(2):
+        describe(prepared)
+        card = DatasetCard.load(prepared / "README.md")
+        assert card.data.license == "cc-by-4.0" and card.text.count("From hospital {{ X }}, cite Y.\n") == 1
 
 
 def test_description_of_scans_that_were_not_prepared(scans, tmp_path):

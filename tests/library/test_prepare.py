@@ -1,6 +1,7 @@
 """Scans to Parquet shards: values, refusals, resuming, duplicates, privacy, processes."""
 
 import csv
+import fcntl
 import functools
 import hashlib
 import os
@@ -164,12 +165,13 @@ def test_an_interrupted_run_is_continued(scans, tmp_path, stop):
         quick(scans, out, progress=kill, shard_bytes=1)  # a shard a scan
     assert all("new" in file.name for file in shard_files(out))
     done = len(rows_of(out))
+    (out / "data" / ".train-half-written").write_bytes(b"left by a process that was killed")
     summary = quick(scans, out)
     assert (summary.scans, summary.new) == (5, 5 - done) and done in (stop - 1, stop)
     expected = rows_of(straight)
     for name, row in rows_of(out).items():
         np.testing.assert_array_equal(row["hu"], expected[name]["hu"])
-    assert not list(out.rglob(".*"))
+    assert [path.name for path in out.rglob(".*")] == [".lock"]
 
 
 def test_a_broken_shard_is_made_again(scans, tmp_path):
@@ -267,6 +269,10 @@ def test_other_settings_and_foreign_folders_are_refused(scans, tmp_path):
         quick(tmp_path / "nowhere", tmp_path / "x")
     with pytest.raises(StoreError, match="outside the data set"):
         quick(scans, tmp_path / "y", salt_file=tmp_path / "y" / "salt")
+    with open(out / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(StoreError, match="another run"):
+            quick(scans, out)
     with pytest.raises(StoreError, match="compression must be"):
         quick(scans, tmp_path / "z", compression="gzip")
 

@@ -389,6 +389,10 @@ def test_mistakes_are_sentences(folder, tmp_path, scans):
     (tmp_path / "bad" / "x.parquet").write_bytes(b"no parquet")
     with pytest.raises(StoreError, match="none of its 1 Parquet shards can be opened"):
         SampleStream(tmp_path / "bad")
+    with pytest.raises(StoreError, match="neither a local path nor a data set that can be reached"):
+        SampleStream("someone/no-such-data")
+    with pytest.raises(RecipeError, match="got a DatasetDict"):
+        SampleStream(datasets.DatasetDict())
     with pytest.raises(RecipeError, match="unknown field 'weigth'"):
         SampleStream({"data": folder, "weigth": 1})
     with pytest.raises(RecipeError, match="either every data source has a weight, or none"):

@@ -10,12 +10,13 @@ from voxelfm_hf.files import written_file
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _AXES = ("z", "y", "x")
+_MARKS = ("<!-- origin, terms and citation: what you write below this line is kept -->", "<!-- end of what is kept -->")
 
 
 def write_card(
     folder: Path, description: Mapping[str, Any], pictures: Sequence[Path], *, license: str | None = None
 ) -> Path:
-    """Write README.md; a license named by an earlier card is kept when none is given.
+    """Write README.md; of an earlier card the license (when none is given) and the text between the marks are kept.
 
     Args:
         folder: of the card.
@@ -29,22 +30,29 @@ def write_card(
     from huggingface_hub import DatasetCard, DatasetCardData
 
     card_file = folder / "README.md"
-    if license is None and card_file.is_file():
-        license = DatasetCard.load(card_file, ignore_metadata_errors=True).data.license
-    configs = [{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}]
+    own_text = ""
+    if card_file.is_file():
+        earlier = DatasetCard.load(card_file, ignore_metadata_errors=True)
+        license = license or earlier.data.license
+        own_text = _own_text(earlier.text)
+    configs: dict[str, Any] = {}
+    if description["prepared"]:
+        files = [{"split": "train", "path": "data/*.parquet"}]
+        configs["configs"] = [{"config_name": "default", "data_files": files}]
     header = DatasetCardData(
         license=license or "unknown",
         task_categories=["image-feature-extraction"],
         tags=["medical", "computed-tomography", "radiology", "3d", "voxelfm"],
         size_categories=[next((name for limit, name in _SIZES if description["scans"] < limit), "n>1M")],
         pretty_name=description["name"],
-        **({"configs": configs} if description["prepared"] else {}),
+        **configs,
     )
     template = resources.files("voxelfm_hf.model_cards").joinpath("dataset.md").read_text(encoding="utf-8")
     card = DatasetCard.from_template(
         header,
         template_str=template,
         description=description,
+        own_text=f"{_MARKS[0]}\n{own_text}{_MARKS[1]}",
         geometry=_geometry(description),
         tissues=_tissues(description),
         counts={
@@ -66,6 +74,12 @@ def write_card(
     with written_file(card_file) as temporary:
         temporary.write_text(str(card), encoding="utf-8")
     return card_file
+
+
+def _own_text(card: str) -> str:
+    """What the owner of the data wrote between the marks."""
+    start, end = (card.find(mark) for mark in _MARKS)
+    return card[start + len(_MARKS[0]) : end].lstrip("\n") if 0 <= start < end else ""
 
 
 def _geometry(description: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -16,7 +16,8 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -122,42 +123,51 @@ def prepare(
         anonymous_ids=anonymous_ids,
     )
     _check_inside(out, Path(settings.salt_file))
+    with _alone_in(out):
+        summary = _prepare(out, settings, _sources(sources, columns, name), seed, workers, progress)
+        if describe and summary.scans:
+            from voxelfm_hf.data.characterise import describe as characterise
+
+            characterise(out, license=license)
+    summary.seconds = time.monotonic() - start
+    return summary
+
+
+def _prepare(
+    out: Path,
+    settings: JobSettings,
+    sources: list[StreamSource],
+    seed: int,
+    workers: int | None,
+    progress: Progress | None,
+) -> PrepareSummary:
+    """`prepare` without the description, while no other run writes to the folder."""
     _check_settings(out, settings)
+    for leftover in (out / "data").glob(".train-*"):  # of a run that was killed while it wrote
+        leftover.unlink()
     skips = SkipLog()
-    opened = [open_source(source, skips) for source in _sources(sources, columns, name)]
+    opened = [open_source(source, skips) for source in sources]
     for source in opened:
         if getattr(source, "prepared", False):
             raise StoreError(f"{source.name}: it is a prepared data set already; train on it as it is.")
-
     known, duplicates = _known(out)
+    done = known | set(duplicates)
+    jobs, total = _jobs(opened, settings, done, seed)
     result = JobResult()
-    jobs, total = _jobs(opened, settings, known | set(duplicates), seed)
     if jobs:
-        result = prepare_job.run_jobs(
-            jobs,
-            opened,
-            settings,
-            known | set(duplicates),
-            workers=_worker_count(workers, jobs),
-            total=total,
-            progress=progress,
-        )
+        processes = _worker_count(workers, jobs)
+        result = prepare_job.run_jobs(jobs, opened, settings, done, workers=processes, total=total, progress=progress)
     failed = {entry["id"]: entry["reason"] for entry in skips.entries()} | result.failed
-    duplicates |= _drop_repeated(out, failed, compression)
+    duplicates |= _drop_repeated(out, failed, settings.compression)
     shards = _rename(out / "data")
     if not shards and not failed:
         raise StoreError(f"{out}: no scans were found to prepare.")
     _write_csv(out / "failures.csv", ["id", "reason"], failed.items())
     _write_csv(out / "duplicates.csv", ["id", "duplicate_of"], duplicates.items())
-    if anonymous_ids:
+    if settings.anonymous_ids:
         _write_names(out.with_name(out.name + ".ids.csv"), result.names)
-    ids = [row["id"] for shard in shards for row in read_small(shard, ["id"])]
-    if describe and ids:
-        from voxelfm_hf.data.characterise import describe as characterise
-
-        characterise(out, license=license)
-    new = len(set(ids) - known)
-    return PrepareSummary(len(ids), new, len(shards), failed, duplicates, time.monotonic() - start)
+    ids = {row["id"] for shard in shards for row in read_small(shard, ["id"])}
+    return PrepareSummary(len(ids), len(ids - known), len(shards), failed, duplicates)
 
 
 def _sources(sources: Any, columns: Any, name: str | None) -> list[StreamSource]:
@@ -177,6 +187,26 @@ def _sources(sources: Any, columns: Any, name: str | None) -> list[StreamSource]
         changes |= {"name": name} if name is not None and source.name is None else {}
         made.append(StreamSource(**{**vars(source), **changes}))
     return made
+
+
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Keep other runs out of the folder; the lock goes with the process, however it ends."""
+    import fcntl
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        handle = open(out / ".lock", "w")  # noqa: SIM115 (held open for the whole run)
+    except OSError as error:
+        raise StoreError(f"{out}: it cannot be written ({error.strerror}); name another folder.") from None
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StoreError(
+                f"{out}: another run is preparing data there; wait for it or name another folder."
+            ) from None
+        yield
 
 
 def _check_inside(out: Path, salt: Path) -> None:

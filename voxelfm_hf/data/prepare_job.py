@@ -113,29 +113,44 @@ def _prepared_rows(
             count()
             continue
         marker.write_text(stored_id(label, settings), encoding="utf-8")
-        try:
-            for position, row in enumerate(source.read(unit)):
-                original = row_id(row, source.columns, f"{label} row {position}")  # type: ignore[arg-type]
-                item = stored_id(original, settings)
-                if item in done:
-                    continue
-                if settings.anonymous_ids:
-                    result.names[item] = original
-                marker.write_text(item, encoding="utf-8")
-                try:
-                    yield _prepared_row(row, source, settings, item=item, original=original)
-                except ScanError as error:
-                    result.failed[item] = _plain_reason(str(error), row, source, original=original, item=item)
-                    logger.warning("%s failed: %s", item, result.failed[item])
-        except GeneratorExit:
-            raise
-        except StoreError:
-            raise
-        except Exception as error:  # a foreign reader gave up on this unit; the others go on
-            reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
-            result.failed[stored_id(label, settings)] = f"it cannot be read ({reason})"
-            logger.warning("%s failed: %s", stored_id(label, settings), reason)
+        for position, row in enumerate(_readable_rows(source, unit, stored_id(label, settings), result)):
+            original = row_id(row, source.columns, f"{label} row {position}")  # type: ignore[arg-type]
+            item = stored_id(original, settings)
+            if item in done:
+                continue
+            if settings.anonymous_ids:
+                result.names[item] = original
+            marker.write_text(item, encoding="utf-8")
+            try:
+                yield _prepared_row(row, source, settings, item=item, original=original)
+            except ScanError as error:
+                result.failed[item] = _plain_reason(str(error), row, source, original=original, item=item)
+                logger.warning("%s failed: %s", item, result.failed[item])
         count()
+
+
+def _readable_rows(source: OpenSource, unit: int, label: str, result: JobResult) -> Iterator[Mapping[str, Any]]:
+    """The rows of a unit, as far as its reader gets; where it gives up is named as failed."""
+    try:
+        rows = iter(source.read(unit))
+    except Exception as error:  # readers of foreign formats raise anything
+        _give_up(label, error, result)
+        return
+    while True:
+        try:
+            row = next(rows, None)
+        except Exception as error:  # as above
+            _give_up(label, error, result)
+            return
+        if row is None:
+            return
+        yield row
+
+
+def _give_up(label: str, error: Exception, result: JobResult) -> None:
+    reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+    result.failed[label] = f"it cannot be read ({reason})"
+    logger.warning("%s failed: %s", label, result.failed[label])
 
 
 def _prepared_row(
@@ -144,12 +159,17 @@ def _prepared_row(
     columns = source.columns
     assert columns is not None
     volume = row_volume(row, columns, name=original, assume_hu=settings.assume_hu or source.assume_hu)
-    prepared = prepare_volume(
-        volume,
-        crop_background=settings.crop_background,
-        hu_range=settings.hu_range,
-        min_spacing_mm=settings.min_spacing_mm,
-    )
+    try:
+        prepared = prepare_volume(
+            volume,
+            crop_background=settings.crop_background,
+            hu_range=settings.hu_range,
+            min_spacing_mm=settings.min_spacing_mm,
+        )
+    except (MemoryError, RuntimeError):  # torch raises RuntimeError where memory ends
+        raise ScanError(
+            f"{original}: there is not enough memory to resample it; crop it or use fewer workers."
+        ) from None
     path = row.get(columns.volume)
     local = path if isinstance(path, str) and "://" not in path else None
     patient = row.get(columns.patient) if columns.patient else dicom_patient(local) if local else None

@@ -60,7 +60,7 @@ class StreamSource:
         """A source from whatever a recipe or a caller gives: a source, a mapping of its fields, or just the data."""
         if isinstance(value, cls):
             return value
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and type(value).__module__.split(".")[0] != "datasets":
             known = [field.name for field in fields(cls)]
             unknown = sorted(set(value) - set(known))
             if unknown:
@@ -115,6 +115,9 @@ def open_source(source: StreamSource, skips: SkipLog) -> OpenSource:
         if paths and all(_extension(path) == ".parquet" for path in paths):
             return _ParquetShards(paths, source, name, skips)
         return _table_of_paths(paths, source, name)
+    if not isinstance(data, (str, os.PathLike)):
+        kind = type(data).__name__
+        raise RecipeError(f"data must be a path, URL, Hub id, or a datasets Dataset or IterableDataset, got a {kind}.")
     location = os.fspath(data)
     if "://" in location:
         return _open_files(_expanded(location), source, name, skips)
