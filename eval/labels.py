@@ -113,8 +113,8 @@ def match_to_store(labels: LabelTable, store_ids: Sequence[str], *, allow_missin
         by_name.setdefault(identifier.rsplit("/", 1)[-1], []).append(row)
     rows = []
     for identifier in labels.ids:
-        row = exact.get(identifier)
-        if row is None:
+        row = exact.get(identifier, -1)
+        if row < 0:
             near = [
                 r
                 for r in by_name.get(identifier.rsplit("/", 1)[-1], [])

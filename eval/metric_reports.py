@@ -70,7 +70,7 @@ def _report(
     replicates: int,
     seed: int,
 ) -> dict:
-    settings = {"patients": patients, "replicates": replicates, "seed": seed}
+    settings: dict = {"patients": patients, "replicates": replicates, "seed": seed}
     estimates = {name: estimate(measure, *arrays, **settings) for name, (measure, arrays) in scored.items()}
     report: dict = {name: found.value for name, found in estimates.items()}
     report["estimates"] = {name: found.as_dict() for name, found in estimates.items()}

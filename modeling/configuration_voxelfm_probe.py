@@ -107,11 +107,16 @@ class VoxelFMProbeConfig(PreTrainedConfig):
             raise ValueError(f"the decoder needs a hidden size that is a multiple of 8, got {self.head_hidden_size}")
 
     @property
+    def num_classes(self) -> int:
+        """Number of labels, targets or classes."""
+        return len(self.id2label or {})
+
+    @property
     def num_outputs(self) -> int:
         """Numbers the head gives a scan (a voxel for segmentation)."""
         if self.task == "survival":
             return 1
-        return 3 * self.num_points if self.task == "localization" else self.num_labels
+        return 3 * self.num_points if self.task == "localization" else self.num_classes
 
     @property
     def uses_patches(self) -> bool:

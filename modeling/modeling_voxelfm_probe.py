@@ -18,23 +18,23 @@ from .probe_losses_voxelfm import binary_loss, class_loss, cox_loss, point_loss,
 class VoxelFMProbeOutput(ModelOutput):
     """Raw outputs of the head, before temperature and units, and the loss when labels were given."""
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
 
 
 @dataclass
 class VoxelFMProbePrediction(ModelOutput):
     """Answers in natural units.
 
-    `values`: probabilities (B, L) or (B, K), targets in their unit (B, L), log risks (B, 1), points (B, P, 3) from 0 to
-    1 along z, y, x, or class probabilities (B, K, D, H, W). `low` and `high`: the prediction interval of a regression.
-    `positive` (B, L): whether the probability reaches the label's threshold.
+    `predictions`: probabilities (B, L) or (B, K), targets in their unit (B, L), log risks (B, 1), points (B, P, 3) from
+    0 to 1 along z, y, x, or class probabilities (B, K, D, H, W). `low` and `high`: the prediction interval of a
+    regression. `positive` (B, L): whether the probability reaches the label's threshold.
     """
 
-    values: torch.FloatTensor | None = None
-    low: torch.FloatTensor | None = None
-    high: torch.FloatTensor | None = None
-    positive: torch.BoolTensor | None = None
+    predictions: torch.Tensor | None = None
+    low: torch.Tensor | None = None
+    high: torch.Tensor | None = None
+    positive: torch.Tensor | None = None
 
 
 class VoxelFMProbe(PreTrainedModel):
@@ -48,7 +48,7 @@ class VoxelFMProbe(PreTrainedModel):
     >>> from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
     >>> config = VoxelFMProbeConfig(task="classification", feature_size=36, id2label={0: "effusion", 1: "nodule"})
     >>> probe = VoxelFMProbe(config)
-    >>> probe.predict(cls=torch.zeros(5, 36)).values.shape
+    >>> probe.predict(cls=torch.zeros(5, 36)).predictions.shape
     torch.Size([5, 2])
 
     ```
@@ -57,6 +57,8 @@ class VoxelFMProbe(PreTrainedModel):
     config: VoxelFMProbeConfig
     base_model_prefix = "probe"
     main_input_name = "cls"
+    feature_mean: torch.Tensor
+    feature_scale: torch.Tensor
 
     def __init__(self, config: VoxelFMProbeConfig):
         super().__init__(config)
@@ -118,7 +120,9 @@ class VoxelFMProbe(PreTrainedModel):
             raise ValueError(f"{name} must be {shape} with C {config.feature_size}, got {tuple(features.shape)}")
         features = (features.to(self.feature_mean.dtype) - self.feature_mean) / self.feature_scale
         if config.task == "segmentation":
-            size = tuple(labels.shape[1:]) if size is None and labels is not None else size
+            if size is None and labels is not None:
+                depth, height, width = labels.shape[1:]
+                size = (depth, height, width)
             if size is None:
                 raise ValueError("a segmentation probe needs the size (D, H, W) of its map")
             logits = self.head(features, size)
@@ -131,7 +135,7 @@ class VoxelFMProbe(PreTrainedModel):
         config = self.config
         weights = logits.new_ones((1, len(logits)))
         if config.task == "segmentation":
-            voxels = logits.movedim(1, -1).reshape(1, -1, config.num_labels)
+            voxels = logits.movedim(1, -1).reshape(1, -1, config.num_classes)
             return class_loss(voxels, labels.reshape(1, -1, 1), weights.new_ones(voxels.shape[:2]))[0]
         if config.task == "classification" and config.is_single_label:
             return class_loss(logits[None], labels.reshape(1, -1, 1), weights)[0]
@@ -158,23 +162,22 @@ class VoxelFMProbe(PreTrainedModel):
         if config.task == "classification":
             temperature = logits.new_tensor(config.temperature or [1.0])
             if config.is_single_label:
-                return VoxelFMProbePrediction(values=(logits / temperature[0]).softmax(-1))
+                return VoxelFMProbePrediction(predictions=(logits / temperature[0]).softmax(-1))
             chance = (logits / temperature).sigmoid()
-            return VoxelFMProbePrediction(
-                values=chance, positive=chance >= logits.new_tensor(config.threshold or [0.5])
-            )
+            threshold = logits.new_tensor(config.threshold or [0.5])
+            return VoxelFMProbePrediction(predictions=chance, positive=chance >= threshold)
         if config.task == "regression":
             mean, scale = self._target_scale(logits)
             values = logits * scale + mean
             if config.interval_half_width is None:
-                return VoxelFMProbePrediction(values=values)
+                return VoxelFMProbePrediction(predictions=values)
             margin = values.new_tensor(config.interval_half_width)
-            return VoxelFMProbePrediction(values=values, low=values - margin, high=values + margin)
+            return VoxelFMProbePrediction(predictions=values, low=values - margin, high=values + margin)
         if config.task == "localization":
-            return VoxelFMProbePrediction(values=logits.unflatten(1, (config.num_points, 3)))
+            return VoxelFMProbePrediction(predictions=logits.unflatten(1, (config.num_points, 3)))
         if config.task == "segmentation":
-            return VoxelFMProbePrediction(values=logits.softmax(1))
-        return VoxelFMProbePrediction(values=logits)
+            return VoxelFMProbePrediction(predictions=logits.softmax(1))
+        return VoxelFMProbePrediction(predictions=logits)
 
     def survival(self, risks: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
         """Chance of no event until each time: (B, 1) log risks and (T,) times -> (B, T); NaN beyond the follow-up."""

@@ -138,16 +138,18 @@ def probe_logits(
     device: str = "cpu",
 ) -> np.ndarray:
     """Outputs (F, rows, o) of fitted probes on some rows, in the unit of the loss (not for segmentation)."""
-    rows = torch.as_tensor(rows, dtype=torch.long)
+    chosen = torch.as_tensor(rows, dtype=torch.long)
     outputs = []
     size = max(1, MAX_STACKED_PARAMETERS // sum(value.numel() for value in fits[0].state.values()))
     size = 1 if config.uses_patches else size
     for start in range(0, len(fits), size):
         stack = _stack(config, [fit.state for fit in fits[start : start + size]], device)
         if config.uses_patches:
-            parts = [stack([grid.to(device) for grid in features.patch_rows(part.tolist())]) for part in rows.split(8)]
+            parts = [
+                stack([grid.to(device) for grid in features.patch_rows(part.tolist())]) for part in chosen.split(8)
+            ]
         else:
-            parts = [stack(features.cls_rows(part).to(device)) for part in rows.split(256)]
+            parts = [stack(features.cls_rows(part).to(device)) for part in chosen.split(256)]
         outputs.append(torch.cat(parts, dim=1).cpu())
     return torch.cat(outputs).numpy()
 
@@ -179,11 +181,19 @@ def make_probe(config: VoxelFMProbeConfig, fits: Sequence[FittedProbe], features
 class _Group:
     """Jobs of one seed, fitted together."""
 
-    def __init__(self, features, jobs, config, settings, score, device):
+    def __init__(
+        self,
+        features: ProbeFeatures,
+        jobs: Sequence[ProbeJob],
+        config: VoxelFMProbeConfig,
+        settings: ProbeSettings,
+        score: Score | None,
+        device: str,
+    ):
         self.features, self.jobs, self.config = features, jobs, config
         self.settings, self.score, self.device = settings, score, device
         self.voxels = config.task == "segmentation"
-        self.stack = _stack(config, [initial_state(config, job.seed) for job in jobs], device)
+        self.stack: ClsStack | PatchStack = _stack(config, [initial_state(config, job.seed) for job in jobs], device)
         self.objective = _objective(config)
         self.train = torch.as_tensor(np.unique(np.concatenate([job.train for job in jobs])), dtype=torch.long)
         self.validation = torch.as_tensor(np.unique(np.concatenate([job.validation for job in jobs])), dtype=torch.long)
@@ -321,7 +331,10 @@ class _Group:
     def _losses(self, rows: torch.Tensor, *, training: bool) -> torch.Tensor:
         """The loss of each fit (F,) on some rows."""
         if self.voxels:
-            maps = [torch.as_tensor(np.asarray(self.jobs[0].targets(int(row)))).long() for row in rows]
+            (job,) = self.jobs
+            if not callable(job.targets):
+                raise TypeError("a segmentation takes its targets from a function of the row")
+            maps = [torch.as_tensor(np.asarray(job.targets(int(row)))).long() for row in rows]
             sizes = [tuple(labels.shape) for labels in maps]
             targets = torch.cat([labels.flatten() for labels in maps]).to(self.device)[None, :, None]
             outputs = self._forward(rows, training=training, sizes=sizes)
@@ -352,6 +365,8 @@ class _Group:
     @torch.no_grad()
     def _safe_steps(self) -> torch.Tensor:
         """For each fit (F,), one over the largest curvature its loss can have, found by power iteration."""
+        if self.cls is None:
+            raise ValueError("accelerated gradient descent is for linear heads on CLS vectors; use adamw")
         weights = self.train_weights if self.train_weights.ndim == 2 else self.train_weights.amax(-1)
         weights = (weights / weights.sum(1, keepdim=True).clamp_min(1e-12))[:, self.train]  # (F, rows)
         cls = torch.cat([self.cls[self.train], torch.ones(len(self.train), 1)], dim=1)  # the bias is a feature too
@@ -364,8 +379,9 @@ class _Group:
         return (1 / (1.1 * bound * vectors.norm(dim=1))).to(self.device)
 
 
-def _stack(config: VoxelFMProbeConfig, states: Sequence[State], device: str) -> nn.Module:
-    return (PatchStack if config.uses_patches else ClsStack)(config, states).to(device).eval()
+def _stack(config: VoxelFMProbeConfig, states: Sequence[State], device: str) -> ClsStack | PatchStack:
+    stack = PatchStack(config, states) if config.uses_patches else ClsStack(config, states)
+    return stack.to(device).eval()
 
 
 def _groups(jobs: Sequence[ProbeJob], config: VoxelFMProbeConfig, settings: ProbeSettings) -> list[list[int]]:
@@ -394,7 +410,7 @@ def _objective(config: VoxelFMProbeConfig) -> Callable[..., torch.Tensor]:
 def _prevalence_shift(targets: torch.Tensor, config: VoxelFMProbeConfig) -> torch.Tensor:
     """What balanced weights took out of the logits: log odds of each label, or log share of each class."""
     if config.is_single_label:
-        counts = torch.stack([(targets == value).sum() for value in range(config.num_labels)]).float()
+        counts = torch.stack([(targets == value).sum() for value in range(config.num_classes)]).float()
         return (counts.clamp_min(0.5) / counts.sum().clamp_min(1)).log()
     positive, negative = (targets == 1).sum(0).float(), (targets == 0).sum(0).float()
     return (positive.clamp_min(0.5) / negative.clamp_min(0.5)).log()

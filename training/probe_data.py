@@ -110,7 +110,7 @@ def row_weights(
     weights = weights[..., None].expand(targets.shape if config.task == "classification" else (*weights.shape, 1))
     if config.task != "classification" or not balance:
         return weights.clone()
-    classes = config.num_labels if config.is_single_label else 2
+    classes = config.num_classes if config.is_single_label else 2
     balanced = torch.zeros_like(targets)
     for value in range(classes):
         member = weights * (targets == value)

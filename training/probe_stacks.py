@@ -14,6 +14,11 @@ State = dict[str, torch.Tensor]
 class ClsStack(nn.Module):
     """Linear or MLP heads with their parameters stacked along a first axis F; one matrix product serves all fits."""
 
+    weight: torch.Tensor
+    bias: torch.Tensor
+    hidden_weight: torch.Tensor
+    hidden_bias: torch.Tensor
+
     def __init__(self, config: VoxelFMProbeConfig, states: Sequence[State]):
         super().__init__()
         self.kind = config.head

@@ -33,7 +33,7 @@ class TaskData:
         task: Name of the task.
         ids: Store ids.
         features: Features of the rows.
-        targets: (n, k) as the probe losses take them, or a function of the row for label maps.
+        targets: (n, k) as the probe losses take them, NaN where missing; empty for label maps.
         names: Names of labels, targets or classes.
         splits: (n,) train, val, test or "".
         groups: (n,) patient numbers.
@@ -41,6 +41,7 @@ class TaskData:
         run: The store's run.json: model, weight hash, processor.
         affines: (n, 4, 4) patch index (d, h, w, 1) -> LPS mm (x, y, z, 1).
         grids: (n, 3) patch grids.
+        maps: For segmentation, a function row -> (D, H, W) classes.
         notes: What was left out or assumed, for the card.
         options: What only one task needs.
     """
@@ -48,7 +49,7 @@ class TaskData:
     task: str
     ids: list[str]
     features: ProbeFeatures
-    targets: np.ndarray | Callable[[int], np.ndarray]
+    targets: np.ndarray
     names: list[str]
     splits: np.ndarray
     groups: np.ndarray
@@ -56,6 +57,7 @@ class TaskData:
     run: Mapping[str, Any]
     affines: np.ndarray
     grids: np.ndarray
+    maps: Callable[[int], np.ndarray] | None = None
     notes: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 

@@ -70,7 +70,10 @@ def fit_columns(
     features = data.features.standardised(train)
     fields["head_hidden_size"] = head_hidden_size
     whole = probe_config(data, head=head, names=data.names, **fields)
-    if together or not isinstance(data.targets, np.ndarray):
+    columns: list
+    if data.maps is not None:
+        single, columns, titles = whole, [data.maps], ["label maps"]
+    elif together:
         single, columns, titles = whole, [data.targets], ["+".join(data.names)]
     else:
         single = probe_config(data, head=head, names=["target"], **fields)
@@ -79,8 +82,9 @@ def fit_columns(
         titles = list(data.names)
     jobs = []
     for title, column in zip(titles, columns, strict=True):
-        known = train if not isinstance(column, np.ndarray) else train[_labelled(column[train])]
-        held = validation if not isinstance(column, np.ndarray) else validation[_labelled(column[validation])]
+        known, held = train, validation
+        if data.maps is None:
+            known, held = train[_labelled(column[train])], validation[_labelled(column[validation])]
         if len(known) < 2:
             raise LabelError(f"{title} has {len(known)} labelled training scans: a probe needs at least two")
         jobs.append(ProbeJob(title, column, known, held, seed))
@@ -101,7 +105,7 @@ def fit_columns(
 def probe_outputs(probe: VoxelFMProbe, data: TaskData, rows: np.ndarray, *, device: str = "cpu") -> torch.Tensor:
     """Raw outputs (rows, o) of a probe on some rows; ModelError when the features are of other weights."""
     check_features(probe, data)
-    probe = probe.to(device).eval()
+    probe.to(device).eval()  # type: ignore[arg-type]
     raw = ProbeFeatures(cls=data.features.cls, patches=data.features.patches)  # the probe standardises by itself
     outputs = []
     for part in torch.as_tensor(rows, dtype=torch.long).split(8 if probe.config.uses_patches else 1024):

@@ -103,7 +103,7 @@ def fit_grid(
             threshold = choose_threshold(column[held, 0], _sigmoid(logits[place[held]] / temperature))
             values = _sigmoid(values / temperature)
         elif data.task == "regression":
-            values = values * fit.target_scale[0] + fit.target_mean[0]
+            values = values * np.array(fit.target_scale) + np.array(fit.target_mean)
         grid.append(GridFit(name, fraction, seed, len(rows), tested, values, threshold))
     return grid
 

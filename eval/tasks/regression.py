@@ -82,10 +82,12 @@ def fit(
     rows = data.rows("val")
     errors = predict(probe, data, rows, device=device) - data.targets[rows]
     widths = [interval_half_width(errors[:, i], level=interval_level) for i in range(len(data.names))]
-    if all(width is not None for width in widths):
-        probe.config.interval_half_width, probe.config.interval_level = widths, interval_level
+    known = [width for width in widths if width is not None]
+    if len(known) == len(widths):
+        probe.config.interval_half_width, probe.config.interval_level = known, interval_level
     else:
-        probe.config.fit["notes"].append("too few validation rows for a prediction interval")
+        fitted = probe.config.fit or {}
+        probe.config.fit = {**fitted, "notes": [*fitted["notes"], "too few validation rows for a prediction interval"]}
     return probe
 
 

@@ -15,6 +15,7 @@ from voxelfm_hf.eval.tasks.fitting import check_features, fit_columns
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.store import FeatureStore
 from voxelfm_hf.training.probe import ProbeSettings
+from voxelfm_hf.training.probe_data import ProbeFeatures
 from voxelfm_hf.volumes import Volume, read_volume
 from voxelfm_hf.volumes.errors import LabelError
 
@@ -77,7 +78,7 @@ def read(
         return cache[row].astype(np.int64)
 
     extra = {"paths": paths, "known": known, "voxels_per_patch": voxels_per_patch}
-    return replace(data, targets=target, names=list(classes), options=extra)
+    return replace(data, maps=target, names=list(classes), options=extra)
 
 
 def fit(
@@ -121,7 +122,7 @@ def predict(probe: VoxelFMProbe, data: TaskData, rows: np.ndarray, *, device: st
     maps = []
     for row in rows:
         mask = read_mask(data.options["paths"][row], num_classes=len(data.names))
-        patches = np.asarray(data.features.patches(int(row)))
+        patches = ProbeFeatures(patches=data.features.patches).patch_rows([int(row)])[0].numpy()
         maps.append(segment(probe, patches, data.affines[row], mask, device=device))
     return maps
 
@@ -238,15 +239,15 @@ def segment(
     Returns:
         (D, H, W) classes, uint8 (uint16 above 256 classes); 0 where the model saw nothing.
     """
-    probe = probe.to(device).eval()
+    probe.to(device).eval()  # type: ignore[arg-type]
     features = torch.as_tensor(np.asarray(patches), dtype=torch.float32, device=device)[None]
-    size = tuple(n * probe.config.voxels_per_patch for n in features.shape[1:4])
-    chances = probe.predict(patches=features, size=size).values  # (1, K, ...)
+    d, h, w = (n * probe.config.voxels_per_patch for n in features.shape[1:4])
+    chances = probe(patches=features, size=(d, h, w)).logits.softmax(1)  # (1, K, ...)
     to_patch = torch.as_tensor(np.linalg.inv(patch_affine) @ onto.affine, device=device)
     depth, height, width = onto.hu.shape
     y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
     extent = torch.tensor(features.shape[1:4], device=device)
-    labels = np.zeros(onto.hu.shape, dtype=np.uint8 if probe.config.num_labels <= 256 else np.uint16)
+    labels = np.zeros(onto.hu.shape, dtype=np.uint8 if probe.config.num_classes <= 256 else np.uint16)
     for z in range(depth):
         index = torch.stack((torch.full_like(y, z), y, x), dim=-1).double()
         position = 2 * (index @ to_patch[:3, :3].T + to_patch[:3, 3] + 0.5) / extent - 1  # -1 to 1 across the grid

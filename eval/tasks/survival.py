@@ -86,7 +86,8 @@ def fit(
     )
     known = train[np.isfinite(data.targets[train, 0])]
     risks = predict(probe, data, known, device=device)[:, 0]
-    probe.config.baseline_times, probe.config.baseline_hazard = baseline_hazard(*data.targets[known].T, risks)
+    times, events = data.targets[known].T
+    probe.config.baseline_times, probe.config.baseline_hazard = baseline_hazard(times, events, risks)
     return probe
 
 

@@ -128,7 +128,7 @@ def test_findings_from_labels_to_a_saved_probe(store, labels, tmp_path):
 
     save_probe(tmp_path / "probe", probe, reports, data, predictions)
     again = VoxelFMProbe.from_pretrained(tmp_path / "probe")
-    found = again.predict(cls=torch.from_numpy(store.cls[[store.ids.index(data.ids[r]) for r in test]])).values
+    found = again.predict(cls=torch.from_numpy(store.cls[[store.ids.index(data.ids[r]) for r in test]])).predictions
     np.testing.assert_allclose(found.numpy(), predictions, atol=1e-6)
     assert again.config.base_model_hash == RUN["weight_hash"]
     assert again.config.metrics["sick/auroc"]["value"] == pytest.approx(reports["sick"]["auroc"])
@@ -174,7 +174,7 @@ def test_regression_with_interval(store, labels):
         data.targets[data.rows("test")] <= found.high.numpy()
     )
     assert inside.mean() > 0.7
-    np.testing.assert_allclose(found.values.numpy(), predictions, rtol=1e-5)
+    np.testing.assert_allclose(found.predictions.numpy(), predictions, rtol=1e-5)
 
 
 def test_survival_with_horizon_and_curves(store, labels):
@@ -275,7 +275,7 @@ def test_masks_follow_their_affine(store, labels, made):
     data = load_task("segmentation").read(store, labels, classes=["background", "organ"], folder=made)
     row = 5
     expected = store.patches(data.ids[row])[..., 0] > 2
-    np.testing.assert_array_equal(data.targets(row)[::4, ::4, ::4] == 1, expected)
+    np.testing.assert_array_equal(data.maps(row)[::4, ::4, ::4] == 1, expected)
     mask = read_mask(made / "mask5.nii.gz", num_classes=2)
     with pytest.raises(LabelError, match="lies outside its scan"):
         on_patch_grid(mask, patch_affine([900.0, 0, 0]), np.array(GRID), voxels_per_patch=2)

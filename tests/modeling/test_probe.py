@@ -197,12 +197,12 @@ def test_predictions_are_in_natural_units():
     probe = VoxelFMProbe(config_of("classification", temperature=[2.0, 1, 1], threshold=[0.9, 0.0, 1.0]))
     cls = torch.randn(5, 8)
     found, logits = probe.predict(cls=cls), probe(cls=cls).logits
-    torch.testing.assert_close(found.values[:, 0], (logits[:, 0] / 2).sigmoid())
+    torch.testing.assert_close(found.predictions[:, 0], (logits[:, 0] / 2).sigmoid())
     assert found.positive[:, 1].all() and not found.positive[:, 2].any()
     fields = {"target_mean": [10.0] * 3, "target_scale": [2.0] * 3, "interval_half_width": [1.0, 2.0, 3.0]}
     probe = VoxelFMProbe(config_of("regression", **fields))
     found = probe.predict(cls=cls)
-    torch.testing.assert_close(found.values, probe(cls=cls).logits * 2 + 10)
+    torch.testing.assert_close(found.predictions, probe(cls=cls).logits * 2 + 10)
     torch.testing.assert_close(found.high - found.low, torch.tensor([[2.0, 4, 6]]).expand(5, 3))
 
 
@@ -246,7 +246,7 @@ def test_loads_as_remote_code_in_a_process_without_the_package(tmp_path):
         "import sys, torch; from transformers import AutoModel\n"
         "probe = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
         "assert 'voxelfm_hf' not in sys.modules\n"
-        "print(probe.predict(cls=torch.ones(1, 8)).values.tolist())"
+        "print(probe.predict(cls=torch.ones(1, 8)).predictions.tolist())"
     )
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": ""}
     done = subprocess.run(
@@ -257,5 +257,5 @@ def test_loads_as_remote_code_in_a_process_without_the_package(tmp_path):
         text=True,
         check=True,
     )
-    expected = probe.eval().predict(cls=torch.ones(1, 8)).values
+    expected = probe.eval().predict(cls=torch.ones(1, 8)).predictions
     np.testing.assert_allclose(json.loads(done.stdout.splitlines()[-1]), expected.numpy(), atol=1e-6)

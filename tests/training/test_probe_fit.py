@@ -71,7 +71,7 @@ def test_unregularised_regression_is_least_squares_in_the_unit_of_the_target(dat
     features = data["features"]
     oracle = LinearRegression().fit(features.cls[TRAIN].numpy(), data["size"][TRAIN, 0])
     probe = make_probe(config("regression"), [fit], features)
-    found = probe.predict(cls=features.cls[TEST]).values[:, 0]
+    found = probe.predict(cls=features.cls[TEST]).predictions[:, 0]
     np.testing.assert_allclose(found, oracle.predict(features.cls[TEST].numpy()), atol=2e-2)
     # Standardised by the training rows alone.
     assert probe.config.target_mean == pytest.approx([data["size"][TRAIN].mean()])
@@ -155,7 +155,7 @@ def test_multiclass_and_the_probe_of_many_labels(data):
         feature_size=20, problem_type="single_label_classification", id2label={0: "s", 1: "m", 2: "l"}
     )
     (fit,) = fit_probes(features, [ProbeJob("class", classes, TRAIN, VALIDATION)], shape)
-    chance = make_probe(shape, [fit], features).predict(cls=features.cls[TEST]).values
+    chance = make_probe(shape, [fit], features).predict(cls=features.cls[TEST]).predictions
     assert (chance.argmax(1).numpy() == classes[TEST, 0]).mean() > 0.65
     for head in ("linear", "mlp"):
         hidden = {"head_hidden_size": 16} if head == "mlp" else {}
@@ -236,6 +236,6 @@ def test_decoder_learns_a_map_and_skips_what_is_not_annotated():
     features = ProbeFeatures(patches=lambda row: grids[row])
     (fit,) = fit_probes(features, [ProbeJob("m", hidden.__getitem__, np.arange(6), [6])], shape, settings=settings)
     probe = make_probe(shape, [fit], features)
-    found = probe.predict(patches=torch.from_numpy(grids[7:]), size=(12, 12, 12)).values[0].argmax(0).numpy()
+    found = probe.predict(patches=torch.from_numpy(grids[7:]), size=(12, 12, 12)).predictions[0].argmax(0).numpy()
     dice = 2 * (found * masks[7]).sum() / (found.sum() + masks[7].sum())
     assert dice > 0.9
