@@ -17,6 +17,9 @@ class CTFeatureExtractionPipeline(ImageFeatureExtractionPipeline):
     tensors in place of nested lists; `image_processor_kwargs` go to the processor.
     """
 
+    # Looked for by default, and guessed from the image processor: the search would ask whether to trust remote code.
+    _load_video_processor = False
+
     def preprocess(self, image, timeout=None, **image_processor_kwargs):
         volume = read_volume(image) if isinstance(image, (str, os.PathLike)) else image
         return self.image_processor(volume, return_tensors="pt", **image_processor_kwargs).to(self.dtype)
