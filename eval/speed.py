@@ -100,5 +100,17 @@ def reading(shape: Shape = (300, 512, 512), rounds: Rounds = 3) -> None:
         typer.echo(line)
 
 
+@app.command()
+def train(rounds: Rounds = 3, workers: Annotated[int, typer.Option(help="Loader processes.")] = 0) -> None:
+    """A pre-training step, its masks and its loader against the published step built plainly."""
+    from voxelfm_hf.eval.speed_training import loader_speed, masking_speed, step_speed
+
+    typer.echo(masking_speed(rounds=rounds))
+    speed, parts = step_speed(rounds=rounds)
+    typer.echo(speed)
+    typer.echo("of a step: " + ", ".join(f"{name} {share:.1%}" for name, share in parts.items()))
+    typer.echo(f"loader, {workers} worker(s): {loader_speed(num_workers=workers):.2f} volumes/s")
+
+
 if __name__ == "__main__":
     app()

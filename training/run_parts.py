@@ -11,6 +11,7 @@ from torch import nn
 
 from voxelfm_hf.data.stream import SampleStream
 from voxelfm_hf.data.stream_loader import StreamLoader
+from voxelfm_hf.training.attention import choose_attention
 from voxelfm_hf.training.checkpoints import Checkpoints
 from voxelfm_hf.training.loader import make_loader, open_stream
 from voxelfm_hf.training.masking import MaskSource
@@ -103,6 +104,8 @@ def _build_models(recipe: PretrainRecipe, accelerator: Accelerator) -> tuple[nn.
     student = Student(recipe.model_config(), recipe.head, recipe.loss)
     teacher = Teacher(student).to(accelerator.device)
     set_seed(recipe.seed, device_specific=True)
+    for backbone in (student.backbone, teacher.backbone):
+        choose_attention(backbone, accelerator)
     if recipe.run.checkpoint_activations:
         student.backbone.activation_checkpointing_enable()
     if recipe.run.compile:
