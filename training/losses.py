@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -16,21 +15,6 @@ STUDENT_TEMPERATURE = 0.1
 MAX_LOGITS_AT_ONCE = 2**25  # 128 MB in fp32: 512 rows of 65,536 prototypes
 
 _warned_about_koleo = False
-
-
-def soft_cross_entropy(logits: Tensor, targets: Tensor, *, temperature: float = STUDENT_TEMPERATURE) -> Tensor:
-    """Cross entropy of student logits against soft targets, row by row.
-
-    Args:
-        logits: (rows, K) student logits.
-        targets: (rows, K) non-negative fp32 weights; a row may add up to more than 1 (two teachers summed).
-        temperature: student temperature.
-
-    Returns:
-        (rows,) fp32 losses.
-    """
-    log_probabilities = torch.log_softmax(logits.float() / temperature, dim=-1)
-    return -(targets * log_probabilities).sum(dim=-1)
 
 
 def prototype_cross_entropy(
@@ -44,14 +28,14 @@ def prototype_cross_entropy(
 ) -> Tensor:
     """Weighted sum of cross entropies, without ever holding the logits of all rows.
 
-    Rows are taken a chunk at a time; the logits and targets of a chunk are computed again in the backward pass
-    instead of being kept. When one chunk holds all rows nothing is recomputed. The chunk size changes the result only
-    by rounding.
+    Rows are taken a chunk at a time. The gradients of a chunk are worked out at once, while its logits are there, so
+    that nothing of the size (rows, K) is kept for the backward pass and nothing is computed twice. The chunk size
+    changes the result only by rounding.
 
     Args:
         rows: (rows, width) student outputs before the prototypes.
         prototypes: (K, width) student prototypes.
-        targets: gives the (n, K) fp32 targets of a slice of rows; called without gradients, twice when recomputing.
+        targets: gives the (n, K) fp32 targets of a slice of rows; called once a chunk, without gradients.
         row_weights: (rows,) weight of each row in the sum.
         temperature: student temperature.
         max_logits: number of logits held at once.
@@ -59,25 +43,52 @@ def prototype_cross_entropy(
     Returns:
         Scalar fp32 loss; an exact zero with a gradient path when there are no rows.
     """
-    num_rows, num_prototypes = rows.shape[0], prototypes.shape[0]
-    if num_rows == 0:
+    if rows.shape[0] == 0:
         # Every parameter must take part in every step, or DDP waits for gradients that never come.
         return (rows.float().sum() + prototypes.float().sum()) * 0.0
+    chunk = rows_at_once(prototypes.shape[0], max_logits=max_logits)
+    return _PrototypeCrossEntropy.apply(rows, prototypes, targets, row_weights.float(), temperature, chunk)
 
-    def chunk_loss(chunk: slice) -> Tensor:
-        with torch.no_grad():
+
+class _PrototypeCrossEntropy(torch.autograd.Function):
+    """Loss and gradients of `prototype_cross_entropy` in one pass over the rows."""
+
+    @staticmethod
+    def forward(ctx, rows, prototypes, targets, row_weights, temperature, rows_per_chunk):
+        device = rows.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else rows.dtype
+        needs_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        loss = torch.zeros((), device=rows.device)
+        row_gradient = torch.empty(rows.shape, dtype=torch.float32, device=rows.device)
+        prototype_gradient = torch.zeros(prototypes.shape, dtype=torch.float32, device=rows.device)
+        # Gradients of single logits are tiny; scaled to about 1 they survive a product in half precision.
+        largest = row_weights.abs().max().clamp(min=1e-30)
+        cast_rows, cast_prototypes = rows.detach().to(dtype), prototypes.detach().to(dtype)
+        for start in range(0, rows.shape[0], rows_per_chunk):
+            chunk = slice(start, start + rows_per_chunk)
             target = targets(chunk)
-        logits = nn.functional.linear(rows[chunk], prototypes)
-        return (soft_cross_entropy(logits, target, temperature=temperature) * row_weights[chunk]).sum()
+            with torch.autocast(device_type=device, enabled=False):
+                logits = nn.functional.linear(cast_rows[chunk], cast_prototypes).float().div_(temperature)
+                log_sum = torch.logsumexp(logits, dim=-1, keepdim=True)
+                mass = target.sum(dim=-1, keepdim=True)
+                cross_entropy = mass * log_sum - (target * logits).sum(dim=-1, keepdim=True)
+                loss += cross_entropy[:, 0] @ row_weights[chunk]
+                if needs_gradient:
+                    gradient = logits.sub_(log_sum).exp_().mul_(mass).sub_(target)
+                    gradient = gradient.mul_((row_weights[chunk] / largest)[:, None]).to(dtype)
+                    row_gradient[chunk] = gradient @ cast_prototypes
+                    prototype_gradient += gradient.T @ cast_rows[chunk]
+        ctx.save_for_backward(row_gradient, prototype_gradient, largest)
+        ctx.temperature = temperature
+        ctx.dtypes = rows.dtype, prototypes.dtype
+        return loss
 
-    rows_per_chunk = rows_at_once(num_prototypes, max_logits=max_logits)
-    if num_rows <= rows_per_chunk:
-        return chunk_loss(slice(0, num_rows))
-    total = torch.zeros((), device=rows.device)
-    for start in range(0, num_rows, rows_per_chunk):
-        chunk = slice(start, start + rows_per_chunk)
-        total = total + checkpoint(chunk_loss, chunk, use_reentrant=False, preserve_rng_state=False)
-    return total
+    @staticmethod
+    def backward(ctx, gradient):
+        row_gradient, prototype_gradient, largest = ctx.saved_tensors
+        scale = gradient * largest / ctx.temperature
+        row_gradient, prototype_gradient = (row_gradient * scale), (prototype_gradient * scale)
+        return row_gradient.to(ctx.dtypes[0]), prototype_gradient.to(ctx.dtypes[1]), None, None, None, None
 
 
 def rows_at_once(num_prototypes: int, *, max_logits: int = MAX_LOGITS_AT_ONCE) -> int:

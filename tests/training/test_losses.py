@@ -79,7 +79,9 @@ def test_dino_global_term_and_gradient(published):
     probabilities = targets.teacher_targets(
         published["dino.input.teacher"], published["dino.input.centre"], temperature=0.05
     )
-    loss = losses.soft_cross_entropy(student, probabilities).mean()
+    loss = losses.prototype_cross_entropy(
+        student, torch.eye(32), lambda rows: probabilities[rows], torch.full((6,), 1 / 6)
+    )
     loss.backward()
     torch.testing.assert_close(loss, published["dino.output.global_raw"][0], atol=1e-5, rtol=1e-6)
     torch.testing.assert_close(student.grad, published["dino.output.global_grad"], atol=1e-6, rtol=1e-5)
@@ -121,6 +123,23 @@ def test_chunks_give_the_same_gradients_for_rows_and_prototypes():
         results.append((loss.detach(), leaves[0].grad, leaves[1].grad))
     for whole, chunked in zip(*results, strict=True):
         torch.testing.assert_close(whole, chunked, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("max_logits", [2**25, 120])
+def test_gradients_are_those_of_autograd(max_logits):
+    generator = torch.Generator().manual_seed(3)
+    probabilities = 2 * torch.softmax(torch.randn(9, 40, generator=generator), dim=-1)  # two teachers summed
+    weights = torch.logspace(-6, 0, 9)
+    leaves = [torch.randn(n, 5, generator=generator).requires_grad_() for n in (9, 40)]
+    plain = -(probabilities * torch.log_softmax(leaves[0] @ leaves[1].T / 0.2, dim=-1)).sum(-1) @ weights
+    wanted = torch.autograd.grad(3 * plain, leaves)
+    ours = losses.prototype_cross_entropy(
+        *leaves, lambda rows: probabilities[rows], weights, temperature=0.2, max_logits=max_logits
+    )
+    found = torch.autograd.grad(3 * ours, leaves)
+    torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
+    for expected, gradient in zip(wanted, found, strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_chunked_loss_keeps_few_logits_for_the_backward_pass():
