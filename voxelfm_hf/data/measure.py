@@ -24,7 +24,7 @@ PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 REGION_NOTE = (
     "Regions are estimated by rules from the outline of the body and the shares of air and bone in each slice. Checked "
     "on the scans they were tuned on: all of 96 head-and-neck planning CTs contain head or neck (slices through the "
-    "brainstem named head: 97 %, slices through the larynx named neck: 77 %), 231 of 231 lung nodule crops are part of "
+    "brainstem named head: 97 %, slices through the larynx named neck: 77 %), 693 of 693 lung nodule crops are part of "
     "the chest, and four scans (chest, abdomen and pelvis, two parts of a chest) are named rightly; nothing else was "
     "checked."
 )

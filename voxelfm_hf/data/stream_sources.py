@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 PREPARED_COLUMNS = ("id", "volume", "shape", "spacing")
 PREPARED_MARK = "original_spacing"  # only data sets made by `prepare` have this column
 _FOOTER_THREADS = 16
+_REMOTE_TRIES = 3  # all ranks must see the same shards, so one lost connection must not drop one
 _WHOLE_UNIT = 1 << 30
 _SHARD_NAME = re.compile(r"\*-of-(\d{5})")
 
@@ -36,7 +37,8 @@ class StreamSource:
 
     Attributes:
         data: a folder (prepared Parquet shards, or scans of any format), a file (Parquet, CSV or JSON lines of paths,
-            WebDataset tar), a list of files or URLs, a glob, a data set on the Hub, or a `datasets` object.
+            WebDataset tar), a list of files or URLs, a glob (over HTTP only train-*-of-00012.parquet), a data set on
+            the Hub, or a `datasets` object.
         weight: share of the samples drawn from it; by default its number of scans (all sources or none).
         columns: which column holds what (`ColumnMap`), for data sets that were not prepared here.
         name: for messages and samples; by default derived from `data`.
@@ -294,11 +296,12 @@ def _open_files(files: list[str], source: StreamSource, name: str, skips: SkipLo
 
 def _open_hub(location: str, source: StreamSource, name: str, skips: SkipLog) -> OpenSource:
     import datasets
+    from datasets.packaged_modules.parquet.parquet import Parquet
 
     try:
         builder = datasets.load_dataset_builder(location, source.config, revision=source.revision)
         files = (builder.config.data_files or {}).get(source.split)
-        if type(builder).__name__ == "Parquet" and files:
+        if isinstance(builder, Parquet) and files:
             return _ParquetShards([str(file) for file in files], source, name, skips)
         stream = datasets.load_dataset(
             location, source.config, split=source.split, revision=source.revision, streaming=True
@@ -371,13 +374,16 @@ def _footer(file: str) -> tuple[list[int] | str, list[str]]:
     import pyarrow.parquet as pq
     from datasets.utils.file_utils import xopen
 
-    try:
-        with xopen(file, "rb") as handle:
-            metadata = pq.ParquetFile(handle).metadata
-            rows = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
-            return rows, metadata.schema.to_arrow_schema().names
-    except Exception as error:  # local, HTTP and Hub file systems raise unrelated types
-        return str(error).strip().split("\n")[0][:200] or type(error).__name__, []
+    problem = ""
+    for _ in range(_REMOTE_TRIES if "://" in file else 1):
+        try:
+            with xopen(file, "rb") as handle:
+                metadata = pq.ParquetFile(handle).metadata
+                rows = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+                return rows, metadata.schema.to_arrow_schema().names
+        except Exception as error:  # local, HTTP and Hub file systems raise unrelated types
+            problem = str(error).strip().split("\n")[0][:200] or type(error).__name__
+    return problem, []
 
 
 def _checked_pages() -> Any:
@@ -387,22 +393,31 @@ def _checked_pages() -> Any:
 
 
 def _row(table: Any, index: int) -> dict[str, Any]:
-    """One row of an Arrow table; large binaries stay views of the table's memory."""
+    """One row of an Arrow table; binaries stay views of the table's memory."""
+    import pyarrow as pa
+
     row = {}
     for name in table.column_names:
-        value = table[name][index]
-        row[name] = (
-            memoryview(value.as_buffer())
-            if hasattr(value, "as_buffer") and value.is_valid and not _is_text(value)
-            else value.as_py()
-        )
+        column = table[name]
+        is_binary = pa.types.is_large_binary(column.type) or pa.types.is_binary(column.type)
+        row[name] = _binary_view(column, index) if is_binary else column[index].as_py()
     return row
 
 
-def _is_text(value: Any) -> bool:
+def _binary_view(column: Any, index: int) -> memoryview | None:
+    """A binary of a chunked column; indexing the column would copy it."""
     import pyarrow as pa
 
-    return pa.types.is_string(value.type) or pa.types.is_large_string(value.type)
+    for chunk in column.chunks:
+        if index < len(chunk):
+            break
+        index -= len(chunk)
+    if not chunk.is_valid()[index].as_py():
+        return None
+    _, offsets, values = chunk.buffers()
+    kind = np.int64 if pa.types.is_large_binary(column.type) else np.int32
+    start, stop = np.frombuffer(offsets, kind)[chunk.offset + index : chunk.offset + index + 2]
+    return memoryview(values)[start:stop] if values is not None else memoryview(b"")
 
 
 def _undecoded(data: Any) -> Any:
