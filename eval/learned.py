@@ -1,0 +1,274 @@
+"""Has pre-training taught a model anything? `python -m voxelfm_hf.eval.learned MODEL --ct CT --out OUT`.
+
+Frozen features of regions, of patients that pre-training has not seen, under a linear probe: the given weights against
+the same architecture at random initialisation and against intensity histograms of the same cubes.
+
+- Tasks and their fields of view: `learned_cases`. The probe and its cross-validation by patient: `linear_probe`.
+- Seed s draws the folds, and the weights of the untrained model: its scores are means over initialisations.
+- A score is the mean over seeds. Its interval resamples patients, with the predictions of all seeds kept: it covers the
+  choice of patients, not another fit on other patients. Differences are paired: both sides under the same draws.
+
+`--curve` scores checkpoints instead, one number a task, and draws them against pre-training steps.
+"""
+
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from voxelfm_hf.eval.learned_cases import CaseSet, lesion_cases, nodule_cases, organ_cases
+from voxelfm_hf.eval.learned_features import POOLINGS, histogram_features, model_features, untrained_model
+from voxelfm_hf.eval.learned_report import write_curve, write_results
+from voxelfm_hf.eval.linear_probe import out_of_fold
+from voxelfm_hf.eval.metrics.binary import auroc
+from voxelfm_hf.eval.metrics.multiclass import balanced_accuracy
+from voxelfm_hf.eval.statistics import bootstrap, paired_bootstrap
+from voxelfm_hf.hub import load, resolve_model, weight_hash
+from voxelfm_hf.volumes.errors import ModelError, VoxelFMError
+
+TRAINED, UNTRAINED, HISTOGRAM = "trained", "untrained", "histogram"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the comparison is made.
+
+    Attributes:
+        phantoms: Synthetic lesions.
+        seeds: Draws of folds, and of untrained weights.
+        splits: Splits of patients that pre-training has not seen.
+        region_size: Edge of a cube in voxels; None takes the model's training crop.
+        replicates: Of the bootstrap.
+    """
+
+    phantoms: int = 300
+    seeds: int = 5
+    splits: tuple[str, ...] = ("val", "test")
+    region_size: int | None = None
+    replicates: int = 2000
+
+
+QUICK = Settings(phantoms=90, seeds=2)
+
+
+def read_cases(ct: Path, out: Path, settings: Settings) -> list[CaseSet]:
+    """The three tasks; phantoms are written under `out`."""
+    return [
+        organ_cases(ct, splits=settings.splits),
+        lesion_cases(out / "phantoms", count=settings.phantoms),
+        nodule_cases(ct, splits=settings.splits),
+    ]
+
+
+def compare(model: str | Path, ct: Path, out: Path, settings: Settings) -> dict[str, Any]:
+    """Scores a model and what it has to beat on all tasks.
+
+    Args:
+        model: Model folder or Hub repository.
+        ct: Folder with lidc/ and openkbp/.
+        out: Holds phantoms and feature stores, so that a second run is quick; delete it to start afresh.
+        settings: How to compare.
+
+    Returns:
+        `rows` (one an encoder and task), `differences` (paired, trained minus another), and what they rest on.
+    """
+    folder = resolve_model(model)
+    network, processor = load(folder)
+    region_size = settings.region_size or network.config.image_size
+    rows, differences, tasks = [], [], {}
+    for cases in read_cases(ct, out, settings):
+        encoders = encode(folder, processor, cases, out, settings, region_size=region_size)
+        probabilities = {name: out_of_fold(f, cases.labels, cases.patients) for name, f in encoders.items()}
+        for name, covariates in cases.baselines.items():
+            probabilities[name] = out_of_fold([covariates] * settings.seeds, cases.labels, cases.patients)
+        if "diameter" in cases.baselines:
+            for name, features in encoders.items():
+                probabilities[f"diameter + {name}"] = out_of_fold(
+                    features, cases.labels, cases.patients, covariates=cases.baselines["diameter"]
+                )
+        rows += [row(cases, name, found, settings) for name, found in probabilities.items()]
+        differences += compared(cases, probabilities, settings)
+        tasks[cases.name] = {
+            "target": cases.target,
+            "edge_mm": cases.edge_mm,
+            "regions": dict(zip(cases.classes, np.bincount(cases.labels).tolist(), strict=True)),
+            "patients": len(np.unique(cases.patients)),
+        }
+    return {
+        "model": Path(model).name if Path(model).is_dir() else str(model),
+        "weight_hash": weight_hash(folder),
+        "settings": {**asdict(settings), "region_size": region_size},
+        "tasks": tasks,
+        "rows": rows,
+        "differences": differences,
+    }
+
+
+def encode(
+    folder: Path, processor: Any, cases: CaseSet, out: Path, settings: Settings, *, region_size: int
+) -> dict[str, list[np.ndarray]]:
+    """Features of every encoder by name: one (n, C) array a seed."""
+    seeds = range(settings.seeds)
+    stores = out / "stores"
+    trained = model_features(folder, cases, stores, region_size=region_size)
+    fresh = [untrained_model(folder, out / "untrained", seed=seed) for seed in seeds]
+    untrained = [model_features(one, cases, stores, region_size=region_size) for one in fresh]
+    encoders = {f"{TRAINED} {pooling}": [trained[pooling]] * settings.seeds for pooling in POOLINGS}
+    encoders |= {f"{UNTRAINED} {pooling}": [features[pooling] for features in untrained] for pooling in POOLINGS}
+    encoders[HISTOGRAM] = [histogram_features(cases, processor, region_size=region_size)] * settings.seeds
+    return encoders
+
+
+def mean_over_seeds(labels: np.ndarray, probabilities: np.ndarray, *, weights: np.ndarray | None = None) -> np.ndarray:
+    """The mean over seeds of the AUROC (two classes) or the balanced accuracy (more).
+
+    Args:
+        labels: (n,) classes.
+        probabilities: (n, seeds, K).
+        weights: (..., n) row counts, or None.
+    """
+    seeds = range(probabilities.shape[1])
+    if probabilities.shape[2] == 2:
+        return np.mean([auroc(labels, probabilities[:, s, 1], weights=weights) for s in seeds], axis=0)
+    return np.mean([balanced_accuracy(labels, probabilities[:, s], weights=weights) for s in seeds], axis=0)
+
+
+def row(cases: CaseSet, encoder: str, probabilities: np.ndarray, settings: Settings) -> dict[str, Any]:
+    """One line of the results: a score with its interval, and the share of each class called right."""
+    by_row = probabilities.swapaxes(0, 1)
+    found = bootstrap(mean_over_seeds, cases.labels, by_row, patients=cases.patients, replicates=settings.replicates)
+    right = (by_row.argmax(2) == cases.labels[:, None]).mean(1)
+    recalls = {name: float(right[cases.labels == label].mean()) for label, name in enumerate(cases.classes)}
+    return {**_head(cases, encoder, settings), **_numbers(found), "recall": recalls}
+
+
+def compared(cases: CaseSet, probabilities: dict[str, np.ndarray], settings: Settings) -> list[dict[str, Any]]:
+    """Every trained encoder against all that it has to beat, and what features add to the diameter."""
+    pairs = [
+        (ours, theirs)
+        for ours in probabilities
+        for theirs in probabilities
+        if ours.startswith(TRAINED) and not theirs.startswith((TRAINED, "diameter +"))
+    ]
+    pairs += [(name, "diameter") for name in probabilities if name.startswith("diameter +")]
+    found = []
+    for ours, theirs in pairs:
+        result = paired_bootstrap(
+            mean_over_seeds,
+            cases.labels,
+            probabilities[ours].swapaxes(0, 1),
+            probabilities[theirs].swapaxes(0, 1),
+            patients=cases.patients,
+            replicates=settings.replicates,
+        )
+        numbers = {"value": result.difference, "low": result.low, "high": result.high, "n": result.n}
+        found.append({**_head(cases, f"{ours} - {theirs}", settings), **numbers})
+    return found
+
+
+def curve(models: dict[int, Path], ct: Path, out: Path, settings: Settings) -> dict[str, Any]:
+    """One score a task, pooling and checkpoint, and those of the untrained model and the histogram.
+
+    Args:
+        models: Model folder by pre-training step; all of one architecture.
+        ct: Folder with lidc/ and openkbp/.
+        out: As in `compare`.
+        settings: How to score.
+    """
+    first = next(iter(models.values()))
+    network, processor = load(first)
+    region_size = settings.region_size or network.config.image_size
+    points: list[dict[str, Any]] = [{"step": step} for step in models]
+    references: dict[str, dict[str, float]] = {}
+    tasks = {}
+    for cases in read_cases(ct, out, settings):
+        tasks[cases.name] = {"target": cases.target, "metric": cases.metric}
+
+        def score(features: Sequence[np.ndarray], cases: CaseSet = cases) -> float:
+            found = out_of_fold(features, cases.labels, cases.patients)
+            return float(mean_over_seeds(cases.labels, found.swapaxes(0, 1)))
+
+        encoders = encode(first, processor, cases, out, settings, region_size=region_size)
+        references[cases.name] = {
+            name: score(features) for name, features in encoders.items() if not name.startswith(TRAINED)
+        }
+        for point, folder in zip(points, models.values(), strict=True):
+            features = model_features(folder, cases, out / "stores", region_size=region_size)
+            point[cases.name] = {pooling: score([features[pooling]] * settings.seeds) for pooling in POOLINGS}
+    return {"settings": asdict(settings), "tasks": tasks, "points": points, "references": references}
+
+
+def curve_models(entries: Sequence[str]) -> dict[int, Path]:
+    """Model folders by step, from STEP=FOLDER entries or a folder that holds model folders named like step-00000100."""
+    found: dict[int, Path] = {}
+    for entry in entries:
+        step, separator, folder = entry.partition("=")
+        if separator and step.isdigit():
+            found[int(step)] = Path(folder)
+            continue
+        for config in Path(entry).glob("**/config.json"):
+            number = re.search(r"(\d+)$", config.parent.name)
+            if number:
+                found[int(number[1])] = config.parent
+    if not found:
+        raise ModelError(
+            f"{', '.join(entries)} holds no model folder named by its step, such as step-00000100: name checkpoints as "
+            "STEP=FOLDER"
+        )
+    return dict(sorted(found.items()))
+
+
+def _head(cases: CaseSet, encoder: str, settings: Settings) -> dict[str, Any]:
+    return {
+        "encoder": encoder,
+        "task": cases.name,
+        "target": cases.target,
+        "metric": cases.metric,
+        "seeds": settings.seeds,
+    }
+
+
+def _numbers(estimate: Any) -> dict[str, Any]:
+    return {name: getattr(estimate, name) for name in ("value", "low", "high", "n")}
+
+
+def main(
+    models: Annotated[list[str], typer.Argument(help="A model folder; with --curve a run folder or STEP=FOLDER ...")],
+    ct: Annotated[Path, typer.Option(help="Folder with lidc/ and openkbp/, each with a labels.csv.")],
+    out: Annotated[Path, typer.Option(help="Results; phantoms and features stay there for the next run.")],
+    quick: Annotated[bool, typer.Option("--quick", help="90 phantoms and 2 seeds in place of 300 and 5.")] = False,
+    with_curve: Annotated[bool, typer.Option("--curve", help="Score checkpoints against steps.")] = False,
+    region_size: Annotated[int | None, typer.Option(help="Edge of a cube in voxels; the training crop.")] = None,
+    splits: Annotated[str, typer.Option(help="Splits of patients that pre-training has not seen.")] = "val,test",
+) -> None:
+    """Compares frozen features of a model with those of its untrained twin and with intensity histograms."""
+    from transformers.utils.logging import disable_progress_bar
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    disable_progress_bar()
+    base = QUICK if quick else Settings()
+    settings = Settings(
+        phantoms=base.phantoms, seeds=base.seeds, splits=tuple(splits.split(",")), region_size=region_size
+    )
+    if with_curve:
+        typer.echo(write_curve(curve(curve_models(models), ct, out, settings), out))
+    elif len(models) > 1:
+        raise ModelError("one model is compared at a time; several checkpoints make a --curve")
+    else:
+        typer.echo(write_results(compare(models[0], ct, out, settings), out))
+
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    try:
+        app()
+    except VoxelFMError as error:
+        typer.echo(f"voxelfm: {error}", err=True)
+        sys.exit(2)

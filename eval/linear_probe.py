@@ -1,0 +1,92 @@
+"""A linear probe by patient-grouped cross-validation: every region is scored by a probe that never saw its patient."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+STRENGTHS = tuple(10.0**power for power in range(-5, 2))
+INNER_FOLDS = 3
+
+
+def out_of_fold(
+    features: Sequence[np.ndarray],
+    labels: np.ndarray,
+    patients: np.ndarray,
+    *,
+    covariates: np.ndarray | None = None,
+    folds: int = 5,
+    strengths: Sequence[float] = STRENGTHS,
+) -> np.ndarray:
+    """Class probabilities of every row, each from a probe fitted on other patients; one draw of folds for each seed.
+
+    The probe is a logistic regression on standardised features with classes weighted equally. Its strength C is the
+    one with the smallest balanced log loss in a cross-validation of its own, by patient, within the training folds.
+
+    Args:
+        features: (n, C) for each seed 0, 1, ...; the same array again where only the folds differ.
+        labels: (n,) classes 0 ... K - 1.
+        patients: (n,) groups that stay on one side of every split.
+        covariates: (n, k) numbers beside the features, weighed against the probe's score by a second logistic
+            regression that is fitted on scores the inner cross-validation held out (two classes only).
+        folds: Of the outer cross-validation.
+        strengths: C to choose from.
+
+    Returns:
+        (seeds, n, K) probabilities.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    labels, patients = np.asarray(labels), np.asarray(patients)
+    found = np.zeros((len(features), len(labels), labels.max() + 1))
+    for seed, values in enumerate(features):
+        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        for train, test in splitter.split(values, labels, patients):
+            strength, scores = _strength(values[train], labels[train], patients[train], found.shape[2], strengths, seed)
+            probabilities = _fit(values[train], labels[train], strength, values[test], found.shape[2])
+            if covariates is not None:
+                inner = np.column_stack([_log_odds(scores), covariates[train]])
+                outer = np.column_stack([_log_odds(probabilities), covariates[test]])
+                probabilities = _fit(inner, labels[train], 1.0, outer, found.shape[2])
+            found[seed, test] = probabilities
+    return found
+
+
+def _strength(
+    features: np.ndarray, labels: np.ndarray, patients: np.ndarray, classes: int, strengths: Sequence[float], seed: int
+) -> tuple[float, np.ndarray]:
+    """The best C and the probabilities (n, K) that its probes gave to the rows they were not fitted on."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    splitter = StratifiedGroupKFold(INNER_FOLDS, shuffle=True, random_state=seed)
+    splits = list(splitter.split(features, labels, patients))
+    held_out = {strength: np.zeros((len(labels), classes)) for strength in strengths}
+    for train, test in splits:
+        for strength in strengths:
+            held_out[strength][test] = _fit(features[train], labels[train], strength, features[test], classes)
+    weights = 1 / np.bincount(labels, minlength=classes)[labels]
+    losses = {
+        strength: (weights * -np.log(np.clip(found[np.arange(len(labels)), labels], 1e-6, None))).sum()
+        for strength, found in held_out.items()
+    }
+    best = min(strengths, key=lambda strength: losses[strength])
+    return best, held_out[best]
+
+
+def _fit(features: np.ndarray, labels: np.ndarray, strength: float, test: np.ndarray, classes: int) -> np.ndarray:
+    """Probabilities (m, K) of the test rows; 0 for classes without a training row."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    probe = make_pipeline(
+        StandardScaler(), LogisticRegression(C=strength, class_weight="balanced", max_iter=1000, tol=1e-4)
+    )
+    probe.fit(features, labels)
+    found = np.zeros((len(test), classes))
+    found[:, probe.classes_] = probe.predict_proba(test)
+    return found
+
+
+def _log_odds(probabilities: np.ndarray) -> np.ndarray:
+    clipped = np.clip(probabilities[:, 1], 1e-6, 1 - 1e-6)
+    return np.log(clipped / (1 - clipped))
