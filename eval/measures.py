@@ -175,7 +175,9 @@ def by_subgroup(
             rows = levels == level
             inside = None if patients is None else np.asarray(patients)[rows]
             chosen = (np.asarray(array)[rows] for array in arrays)
-            results.append(SubgroupEstimate(column, level, estimate(measure, *chosen, patients=inside, **settings)))
+            results.append(
+                SubgroupEstimate(column, str(level), estimate(measure, *chosen, patients=inside, **settings))
+            )
     return results
 
 
