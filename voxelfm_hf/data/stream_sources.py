@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from voxelfm_hf.data.isotropic import prepare_volume
+from voxelfm_hf.data.parquet_rows import checked_pages, read_footer, table_row
 from voxelfm_hf.data.rows import ColumnMap, raw_values, row_id, row_volume
 from voxelfm_hf.data.skips import SkipLog
 from voxelfm_hf.volumes import RecipeError, ScanError, StoreError, find_scans
@@ -26,7 +27,6 @@ logger = logging.getLogger(__name__)
 PREPARED_COLUMNS = ("id", "volume", "shape", "spacing")
 PREPARED_MARK = "original_spacing"  # only data sets made by `prepare` have this column
 _FOOTER_THREADS = 16
-_REMOTE_TRIES = 3  # all ranks must see the same shards, so one lost connection must not drop one
 _WHOLE_UNIT = 1 << 30
 _SHARD_NAME = re.compile(r"\*-of-(\d{5})")
 
@@ -175,7 +175,7 @@ class _ParquetShards(_Base):
 
         super().__init__(source, name)
         with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-            footers = list(pool.map(_footer, files))
+            footers = list(pool.map(read_footer, files))
         good = [
             (file, rows, names) for file, (rows, names) in zip(files, footers, strict=True) if isinstance(rows, list)
         ]
@@ -205,7 +205,7 @@ class _ParquetShards(_Base):
             split="train",
             streaming=True,
             columns=self.columns.names(),
-            fragment_scan_options=_checked_pages(),
+            fragment_scan_options=checked_pages(),
         ).with_format("arrow")
 
     def label(self, unit: int) -> str:
@@ -218,7 +218,7 @@ class _ParquetShards(_Base):
         # `iter` is not split among loader workers a second time, and the whole unit at once leaves no reader thread
         # behind that would abort the process at exit.
         tables = list(stream.iter(batch_size=_WHOLE_UNIT))
-        return [_row(table, index) for table in tables for index in range(table.num_rows)]
+        return [table_row(table, index) for table in tables for index in range(table.num_rows)]
 
     def sample(self, row: Mapping[str, Any], fallback: str, *, min_side: int) -> dict[str, Any]:
         if not self.prepared:
@@ -367,57 +367,6 @@ def _table_of_text(file: str, source: StreamSource) -> Any:
         paths = [p if not p or "://" in p else os.path.join(folder, p) for p in table[columns.volume].to_pylist()]
         table = table.set_column(table.column_names.index(columns.volume), columns.volume, pa.array(paths, pa.string()))
     return datasets.Dataset(table)
-
-
-def _footer(file: str) -> tuple[list[int] | str, list[str]]:
-    """(rows of each row group or what is wrong, column names) of a Parquet file."""
-    import pyarrow.parquet as pq
-    from datasets.utils.file_utils import xopen
-
-    problem = ""
-    for _ in range(_REMOTE_TRIES if "://" in file else 1):
-        try:
-            with xopen(file, "rb") as handle:
-                metadata = pq.ParquetFile(handle).metadata
-                rows = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
-                return rows, metadata.schema.to_arrow_schema().names
-        except Exception as error:  # local, HTTP and Hub file systems raise unrelated types
-            problem = str(error).strip().split("\n")[0][:200] or type(error).__name__
-    return problem, []
-
-
-def _checked_pages() -> Any:
-    import pyarrow.dataset
-
-    return pyarrow.dataset.ParquetFragmentScanOptions(page_checksum_verification=True)
-
-
-def _row(table: Any, index: int) -> dict[str, Any]:
-    """One row of an Arrow table; binaries stay views of the table's memory."""
-    import pyarrow as pa
-
-    row = {}
-    for name in table.column_names:
-        column = table[name]
-        is_binary = pa.types.is_large_binary(column.type) or pa.types.is_binary(column.type)
-        row[name] = _binary_view(column, index) if is_binary else column[index].as_py()
-    return row
-
-
-def _binary_view(column: Any, index: int) -> memoryview | None:
-    """A binary of a chunked column; indexing the column would copy it."""
-    import pyarrow as pa
-
-    for chunk in column.chunks:
-        if index < len(chunk):
-            break
-        index -= len(chunk)
-    if not chunk.is_valid()[index].as_py():
-        return None
-    _, offsets, values = chunk.buffers()
-    kind = np.int64 if pa.types.is_large_binary(column.type) else np.int32
-    start, stop = np.frombuffer(offsets, kind)[chunk.offset + index : chunk.offset + index + 2]
-    return memoryview(values)[start:stop] if values is not None else memoryview(b"")
 
 
 def _undecoded(data: Any) -> Any:
