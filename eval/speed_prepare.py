@@ -41,8 +41,8 @@ def published_preparation(hu: np.ndarray, spacing: tuple[float, float, float], p
     budget = budget_size(isotropic, processor.patch_size, processor.max_patches)
     if budget != isotropic:
         values = F.interpolate(values, size=budget, mode="trilinear", align_corners=False)
-    crop = [slice(n % processor.patch_size // 2, n - (n % processor.patch_size + 1) // 2) for n in budget]
-    return (values[(..., *crop)] - processor.image_mean) / processor.image_std
+    z, y, x = (slice(n % processor.patch_size // 2, n - (n % processor.patch_size + 1) // 2) for n in budget)
+    return (values[..., z, y, x] - processor.image_mean) / processor.image_std
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ class VoxelFMPatchConv(nn.Conv3d):
     Same weights and result as the convolution it replaces, many times quicker on CPUs and in bf16.
     """
 
+    bias: nn.Parameter
+
     def __init__(self, config: VoxelFMConfig):
         super().__init__(config.num_channels, config.hidden_size, config.patch_size, stride=config.patch_size)
 
@@ -60,9 +62,9 @@ class VoxelFMEmbeddings(nn.Module):
         patches = self.patch_embeddings(pixel_values).flatten(2).transpose(1, 2)
         if bool_masked_pos is not None:
             patches = torch.where(bool_masked_pos.unsqueeze(-1), self.mask_token.to(patches.dtype), patches)
-        prefix = [token for token in (self.cls_token, self.register_tokens) if token is not None]
-        prefix = [token.to(patches.dtype).expand(patches.shape[0], -1, -1) for token in prefix]
-        return torch.cat([*prefix, patches], dim=1)
+        prefix = [self.cls_token] if self.register_tokens is None else [self.cls_token, self.register_tokens]
+        expanded = [token.to(patches.dtype).expand(patches.shape[0], -1, -1) for token in prefix]
+        return torch.cat([*expanded, patches], dim=1)
 
 
 class VoxelFMRotaryEmbedding(nn.Module):
@@ -246,7 +248,7 @@ class VoxelFMPreTrainedModel(PreTrainedModel):
     config: VoxelFMConfig
     base_model_prefix = "voxelfm"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     supports_gradient_checkpointing = True
     _no_split_modules = ["VoxelFMEmbeddings", "VoxelFMLayer"]
     _supports_sdpa = True
@@ -321,7 +323,9 @@ class VoxelFMModel(VoxelFMPreTrainedModel):
 
     def patch_features(self, outputs: BaseModelOutputWithPooling, grid: tuple[int, int, int]) -> torch.Tensor:
         """The patch tokens of `outputs` on their grid: (B, d, h, w, C)."""
-        return outputs.last_hidden_state[:, self.num_prefix_tokens :].unflatten(1, tuple(grid))
+        tokens = outputs.last_hidden_state
+        assert tokens is not None
+        return tokens[:, self.num_prefix_tokens :].unflatten(1, tuple(grid))
 
     def _checked_volumes(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Volumes as (B, c, D, H, W) in the dtype of the weights; ValueError for shapes the model cannot take."""
@@ -390,9 +394,8 @@ class VoxelFMBackbone(BackboneMixin, VoxelFMModel):
     @filter_output_hidden_states
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
         r"""Encodes CT volumes (B, 1, D, H, W) or (B, D, H, W) to a tuple of feature maps (B, C, d, h, w)."""
-        kwargs["output_hidden_states"] = True
-        kwargs.pop("return_dict", None)
-        outputs = VoxelFMModel.forward(self, pixel_values, **kwargs)
+        # output_hidden_states comes from the decorator
+        outputs = VoxelFMModel.forward(self, pixel_values, return_dict=True, **kwargs)
         grid = self.patch_grid(pixel_values)
 
         feature_maps = []

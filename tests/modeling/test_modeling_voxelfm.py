@@ -308,6 +308,11 @@ def test_backbone_maps_are_the_hidden_states_on_the_grid():
         assert torch.equal(feature_map.permute(0, 2, 3, 4, 1).flatten(1, 3), tokens[:, model.num_prefix_tokens :])
     assert len(backbone(inputs, output_hidden_states=True).hidden_states) == 3
 
+    as_tuple = backbone(inputs, return_dict=False)
+    assert all(torch.equal(a, b) for a, b in zip(as_tuple[0], outputs.feature_maps, strict=True))
+    backbone.config.return_dict = False
+    assert torch.equal(backbone(inputs)[0][-1], outputs.feature_maps[-1])
+
 
 @torch.no_grad()
 def test_backbone_without_layernorm_gives_the_raw_stages():
