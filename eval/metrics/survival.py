@@ -17,10 +17,16 @@ def why_no_concordance(times: np.ndarray, events: np.ndarray) -> str:
 
 def why_no_horizon(times: np.ndarray, events: np.ndarray, *, horizon: float) -> str:
     """A sentence when nobody had the event by the horizon or nobody was followed beyond it."""
-    times, events = np.asarray(times, dtype=float), np.asarray(events) == 1
-    if not (events & (times <= horizon)).any():
+    labels = horizon_labels(times, events, horizon=horizon)
+    if not (labels == 1).any():
         return f"no event by {horizon:g}"
-    return "" if (times > horizon).any() else f"nobody was followed beyond {horizon:g}"
+    return "" if (labels == 0).any() else f"nobody was followed beyond {horizon:g}"
+
+
+def horizon_labels(times: np.ndarray, events: np.ndarray, *, horizon: float) -> np.ndarray:
+    """(n,) 1 for an event by the horizon, 0 for follow-up beyond it, NaN for those censored earlier."""
+    times, events = np.asarray(times, dtype=float), np.asarray(events) == 1
+    return np.where(times > horizon, 0.0, np.where(events, 1.0, np.nan))
 
 
 def concordance(
@@ -80,7 +86,8 @@ def time_dependent_auroc(
     times, risks = np.asarray(times, dtype=float), np.asarray(risks, dtype=float)
     events = np.asarray(events) == 1
     weights = checked_weights(weights, len(times))
-    case, control = events & (times <= horizon), times > horizon
+    labels = horizon_labels(times, events, horizon=horizon)
+    case, control = labels == 1, labels == 0
     case_weight = weights[..., case] / censoring_survival(times, events, weights)[..., case]
     order = np.argsort(risks[control], kind="stable")
     below = np.cumsum(weights[..., control][..., order], axis=-1)

@@ -92,6 +92,7 @@ def fit_columns(
     probe = make_probe(whole, fits, features)
     probe.config.fit = {
         "seed": seed,
+        "features_dtype": data.run.get("dtype"),
         "rows": {"train": len(train), "val": len(validation), "test": len(data.rows("test"))},
         "patients": {split: len(np.unique(data.groups[data.rows(split)])) for split in ("train", "val", "test")},
         "settings": vars(settings or DEFAULT_SETTINGS[head]).copy(),

@@ -111,6 +111,14 @@ def test_concordance_against_lifelines_with_ties_and_resamples(parity):
     np.testing.assert_allclose(survival.concordance(times, events, risks, weights=counts), expected, atol=1e-12)
 
 
+def test_horizon_labels_are_the_published_ones(parity):
+    metrics = json.loads((parity / "probes" / "metrics.json").read_text())
+    case, follow_up = metrics["horizon"], metrics["cindex"]
+    labels = survival.horizon_labels(follow_up["times"], follow_up["events"], horizon=case["at"])
+    assert np.isfinite(labels).tolist() == case["valid"]
+    assert (1 - labels[np.isfinite(labels)]).tolist() == case["survived"]
+
+
 def test_time_dependent_auroc_without_censoring_is_the_plain_one():
     rng = np.random.default_rng(4)
     times, risks = rng.exponential(size=80), np.round(rng.normal(size=80), 1)

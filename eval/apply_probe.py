@@ -1,0 +1,137 @@
+"""From a scan to a clinical answer: the backbone that a probe names, the probe, and what it says in words and units."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from voxelfm_hf.eval.tasks.localization import to_lps
+from voxelfm_hf.eval.tasks.segmentation import segment
+from voxelfm_hf.hub import load, resolve_model, weight_hash
+from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMGeometry
+from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
+from voxelfm_hf.scan_list import Region
+from voxelfm_hf.volumes import Volume
+from voxelfm_hf.volumes.errors import ModelError
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a probe says about one scan.
+
+    Args:
+        values: Name -> probability, value in its unit, or log risk.
+        positive: Finding -> whether its probability reaches the threshold.
+        intervals: Target -> prediction interval.
+        units: Target -> unit, where known.
+        survival: Time -> chance of no event until then.
+        points_lps: (points, 3) x, y, z in mm.
+        label_map: (D, H, W) classes on the grid of the volume; `volume.restore` puts it on the file's own grid.
+        notes: What the processor assumed or could not do.
+    """
+
+    values: dict[str, float] = field(default_factory=dict)
+    positive: dict[str, bool] = field(default_factory=dict)
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    units: dict[str, str] = field(default_factory=dict)
+    survival: dict[float, float] = field(default_factory=dict)
+    points_lps: np.ndarray | None = None
+    label_map: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
+
+
+class ProbeReader:
+    """A probe with its backbone and image processor, ready for scans.
+
+    Args:
+        probe: Folder or Hub repository of the probe.
+        model: Folder or Hub repository of the backbone; by default the one the probe names.
+        device: Where to compute.
+
+    Raises:
+        ModelError: the backbone cannot be found, or has other weights than the probe was fitted on.
+    """
+
+    def __init__(self, probe: str | Path, *, model: str | Path | None = None, device: str = "cpu"):
+        folder = resolve_model(probe)
+        try:
+            self.probe = VoxelFMProbe.from_pretrained(folder).eval()
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"{probe} cannot be loaded as a probe: {str(error).strip().splitlines()[0]}") from None
+        config = self.probe.config
+        base = model or config.base_model_name_or_path
+        if base is None:
+            raise ModelError(f"{probe} does not name its backbone: say which model to use")
+        if model is None and not Path(base).is_dir() and "/" not in str(base):
+            raise ModelError(f"{probe} was fitted on features of a local folder named {base}: say where that model is")
+        backbone = resolve_model(base)
+        try:
+            self.probe.check_features(weight_hash(backbone))
+        except ValueError as error:
+            raise ModelError(str(error)) from None
+        dtype = (config.fit or {}).get("features_dtype") or "float32"
+        network, self.processor = load(backbone, dtype=getattr(torch, dtype))
+        self.network = network.to(device)
+        self.probe.to(device)  # type: ignore[arg-type]
+        self.device = device
+        settings = dict(config.processor or {})
+        self.region_size = settings.pop("region_size", network.config.image_size)
+        for name, value in settings.items():
+            setattr(self.processor, name, value)
+
+    @torch.inference_mode()
+    def answer(self, volume: Volume, *, region: Region | None = None) -> Answer:
+        """What the probe says about a scan, or about a region of it for a probe that was fitted on regions.
+
+        Args:
+            volume: The scan.
+            region: The cube to look at.
+        """
+        if region is None:
+            prepared = self.processor(volume, return_geometry=True)
+            voxels, geometry = prepared["pixel_values"][0], prepared["geometry"][0]
+        else:
+            voxels, geometry = self.processor.prepare_region(
+                volume, region.centre_lps, region.edge_mm, self.region_size
+            )
+        outputs = self.network(voxels[None].to(self.device))
+        patches = self.network.patch_features(outputs, geometry.grid).float()
+        config = self.probe.config
+        if config.task == "segmentation":
+            affine = volume.affine @ patch_to_voxel(geometry)
+            labels = segment(self.probe, patches[0].cpu().numpy(), affine, volume, device=self.device)
+            return Answer(label_map=labels, notes=geometry.notes)
+        found = self.probe.predict(cls=outputs.pooler_output.float(), patches=patches)
+        if config.task == "localization":
+            affine = volume.affine @ patch_to_voxel(geometry)
+            points = to_lps(found.predictions[0].cpu().numpy(), affine, np.array(geometry.grid))
+            return Answer(points_lps=points, notes=geometry.notes)
+        return self._numbers(found, geometry)
+
+    def _numbers(self, found: Any, geometry: VoxelFMGeometry) -> Answer:
+        config = self.probe.config
+        names = [config.id2label[i] for i in range(config.num_outputs)]
+        values = dict(zip(names, found.predictions[0].tolist(), strict=True))
+        units = dict(zip(names, config.target_unit or [], strict=False))
+        if config.task == "survival":
+            times = torch.tensor(config.baseline_times or [], device=found.predictions.device)
+            curve = self.probe.survival(found.predictions, times)[0] if len(times) else times
+            survival = dict(zip(times.tolist(), curve.tolist(), strict=True))
+            return Answer(values=values, survival=survival, units=units, notes=geometry.notes)
+        positive, intervals = {}, {}
+        if found.positive is not None:
+            positive = dict(zip(names, found.positive[0].tolist(), strict=True))
+        if found.low is not None:
+            intervals = dict(zip(names, zip(found.low[0].tolist(), found.high[0].tolist(), strict=True), strict=True))
+        return Answer(values=values, positive=positive, intervals=intervals, units=units, notes=geometry.notes)
+
+
+def patch_to_voxel(geometry: VoxelFMGeometry) -> np.ndarray:
+    """4x4: patch index (d, h, w, 1) -> voxel index (z, y, x, 1) of its centre, fractional."""
+    centres = geometry.patch_centres()
+    size = (np.array(geometry.region_stop) - geometry.region_start) / geometry.grid
+    matrix = np.diag([*size, 1.0])
+    matrix[:3, 3] = centres[0, 0, 0]
+    return matrix

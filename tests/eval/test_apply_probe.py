@@ -1,0 +1,138 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from voxelfm_hf.data.phantom import make_phantom
+from voxelfm_hf.eval.apply_probe import ProbeReader
+from voxelfm_hf.eval.labels import read_labels
+from voxelfm_hf.eval.tasks import load_task
+from voxelfm_hf.features import EmbedOptions, Task, embed_scans
+from voxelfm_hf.modeling.configuration_voxelfm import VoxelFMConfig
+from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMImageProcessor
+from voxelfm_hf.modeling.modeling_voxelfm import VoxelFMModel
+from voxelfm_hf.scan_list import Region, list_scans
+from voxelfm_hf.store import FeatureStore
+from voxelfm_hf.training.probe import ProbeSettings
+from voxelfm_hf.volumes import Volume, read_volume
+from voxelfm_hf.volumes.errors import ModelError
+
+QUICK = ProbeSettings(epochs=2, batch_size=2, evaluate_every=1)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Six small volumes, a tiny model with random weights, and the store of both with patches."""
+    folder = tmp_path_factory.mktemp("made")
+    torch.manual_seed(0)
+    config = VoxelFMConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, patch_size=8, image_size=16)
+    VoxelFMModel(config).save_pretrained(folder / "model")
+    VoxelFMImageProcessor(patch_size=8, crop_background=False, max_patches=60).save_pretrained(folder / "model")
+    rng = np.random.default_rng(0)
+    (folder / "scans").mkdir()
+    rows = []
+    for i in range(6):
+        hu = rng.integers(-900, 900, (20, 24, 28)).astype(np.int16)
+        np.save(folder / "scans" / f"{i}.npy", hu)
+        row = {"id": f"{i}.npy", "split": ("train", "train", "train", "val", "test", "test")[i], "sick": i % 2}
+        rows.append(row | {"size": i + 0.5, "time": i + 1, "event": 1, "x": 5.0 + i, "y": 9, "z": 8})
+    with open(folder / "labels.csv", "w", newline="") as file:
+        table = csv.DictWriter(file, rows[0])
+        table.writeheader()
+        table.writerows(rows)
+    tasks = [Task(scan) for scan in list_scans([folder / "scans"])]
+    options = EmbedOptions(patches=True, spacing=(1.5, 1.0, 1.0), dtype="float32")
+    embed_scans(tasks, folder / "model", folder / "store", options)
+    return folder
+
+
+@pytest.fixture
+def volume(made):
+    return read_volume(made / "scans" / "4.npy", spacing=(1.5, 1.0, 1.0))
+
+
+def fitted(made, name, fit=None, **options):
+    """A probe of a task, saved, and what it predicts for scan 4 from the store."""
+    task = load_task(name)
+    data = task.read(FeatureStore(made / "store"), read_labels(made / "labels.csv"), **options)
+    probe = task.fit(data, settings=QUICK if probe_needs_patches(name, options) else None, **(fit or {}))
+    folder = made / f"probe-{name}-{options.get('head', '')}"
+    probe.save_pretrained(folder)
+    return folder, task.predict(probe, data, np.array([data.ids.index("4.npy")]))[0]
+
+
+def probe_needs_patches(name, options):
+    return name == "localization" or options.get("head") == "pooler"
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("classification", {"targets": ["sick"]}),
+        ("classification", {"targets": ["sick"], "head": "pooler"}),
+        ("regression", {"targets": ["size"], "units": ["mm"]}),
+        ("survival", {}),
+    ],
+)
+def test_a_scan_file_gives_what_its_stored_features_give(made, volume, name, options):
+    fit = {"head_hidden_size": 8} if options.get("head") == "pooler" else {}
+    folder, expected = fitted(made, name, fit, **options)
+    answer = ProbeReader(folder, model=made / "model").answer(volume)
+    np.testing.assert_allclose(list(answer.values.values()), expected, rtol=2e-3, atol=1e-4)
+    if name == "classification":
+        assert answer.positive == {"sick": bool(answer.values["sick"] >= 0.5)} or "sick" in answer.positive
+    if name == "regression":
+        assert answer.units == {"size": "mm"}
+    if name == "survival":
+        chances = list(answer.survival.values())
+        assert chances == sorted(chances, reverse=True) and len(chances) == 3
+
+
+def test_a_point_comes_back_in_millimetres(made, volume):
+    folder, expected = fitted(made, "localization", {"head_hidden_size": 8}, targets=["x", "y", "z"])
+    answer = ProbeReader(folder, model=made / "model").answer(volume)
+    np.testing.assert_allclose(answer.points_lps, expected, atol=1e-2)
+
+
+def test_regions_are_prepared_like_the_store_did(made, volume):
+    folder, _ = fitted(made, "classification", targets=["sick"])
+    reader = ProbeReader(folder, model=made / "model")
+    assert reader.region_size == 16
+    centre = Region("r", (14.0, 12.0, 15.0), 16.0)
+    whole, part = reader.answer(volume), reader.answer(volume, region=centre)
+    assert whole.values["sick"] != part.values["sick"]
+
+
+def test_the_wrong_or_an_unknown_backbone_is_refused(made, tmp_path):
+    folder, _ = fitted(made, "classification", targets=["sick"])
+    with pytest.raises(ModelError, match="local folder named model: say where that model is"):
+        ProbeReader(folder)
+    torch.manual_seed(1)
+    config = VoxelFMConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, patch_size=8, image_size=16)
+    VoxelFMModel(config).save_pretrained(tmp_path / "other")
+    with pytest.raises(ModelError, match="embed the scans with that model"):
+        ProbeReader(folder, model=tmp_path / "other")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text(json.dumps({"model_type": "voxelfm_probe"}))
+    with pytest.raises(ModelError, match="cannot be loaded as a probe"):
+        ProbeReader(tmp_path / "broken", model=made / "model")
+
+
+def test_a_label_map_lies_on_the_grid_of_the_scan(made):
+    phantom = make_phantom(0, spacing=(12.0, 12.0, 12.0))
+    from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
+    from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
+
+    config = VoxelFMProbeConfig(
+        task="segmentation",
+        head="decoder",
+        feature_size=24,
+        head_hidden_size=8,
+        base_model_name_or_path=str(made / "model"),
+    )
+    VoxelFMProbe(config).save_pretrained(made / "probe-segmentation")
+    answer = ProbeReader(made / "probe-segmentation").answer(phantom.volume)
+    assert isinstance(phantom.volume, Volume) and answer.label_map.shape == phantom.volume.hu.shape
+    assert phantom.volume.restore(answer.label_map).shape == phantom.volume.restore(phantom.labels).shape
