@@ -35,7 +35,7 @@ def prototype_cross_entropy(
     Args:
         rows: (rows, width) student outputs before the prototypes.
         prototypes: (K, width) student prototypes.
-        targets: gives the (n, K) fp32 targets of a slice of rows; called once a chunk, without gradients.
+        targets: gives the (n, K) fp32 distributions of a slice of rows; called once a chunk, without gradients.
         row_weights: (rows,) weight of each row in the sum.
         temperature: student temperature.
         max_logits: number of logits held at once.
@@ -51,43 +51,50 @@ def prototype_cross_entropy(
 
 
 class _PrototypeCrossEntropy(torch.autograd.Function):
-    """Loss and gradients of `prototype_cross_entropy` in one pass over the rows."""
+    """Loss and gradients of `prototype_cross_entropy` in one pass over the rows.
+
+    A pass over (rows, K) numbers costs as much as the products themselves, so whatever can act on (rows, width) does:
+    temperature before the product, row weights after it.
+    """
 
     @staticmethod
     def forward(ctx, rows, prototypes, targets, row_weights, temperature, rows_per_chunk):
         device = rows.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else rows.dtype
+        # Differences of probabilities as small as 1 / K would lose their digits in fp16.
+        scale = 64.0 if dtype == torch.float16 else 1.0
         needs_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         loss = torch.zeros((), device=rows.device)
         row_gradient = torch.empty(rows.shape, dtype=torch.float32, device=rows.device)
         prototype_gradient = torch.zeros(prototypes.shape, dtype=torch.float32, device=rows.device)
-        # Gradients of single logits are tiny; scaled to about 1 they survive a product in half precision.
-        largest = row_weights.abs().max().clamp(min=1e-30)
-        cast_rows, cast_prototypes = rows.detach().to(dtype), prototypes.detach().to(dtype)
+        weight = prototypes.detach().to(dtype)
         for start in range(0, rows.shape[0], rows_per_chunk):
             chunk = slice(start, start + rows_per_chunk)
             target = targets(chunk)
+            factor = row_weights[chunk, None]
             with torch.autocast(device_type=device, enabled=False):
-                logits = nn.functional.linear(cast_rows[chunk], cast_prototypes).float().div_(temperature)
-                log_sum = torch.logsumexp(logits, dim=-1, keepdim=True)
-                mass = target.sum(dim=-1, keepdim=True)
-                cross_entropy = mass * log_sum - (target * logits).sum(dim=-1, keepdim=True)
-                loss += cross_entropy[:, 0] @ row_weights[chunk]
+                scaled = rows[chunk].detach().float() / temperature
+                logits = nn.functional.linear(scaled.to(dtype), weight)
+                log_probabilities = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+                loss -= (torch.linalg.vecdot(target, log_probabilities)[:, None] * factor).sum()
                 if needs_gradient:
-                    gradient = logits.sub_(log_sum).exp_().mul_(mass).sub_(target)
-                    gradient = gradient.mul_((row_weights[chunk] / largest)[:, None]).to(dtype)
-                    row_gradient[chunk] = gradient @ cast_prototypes
-                    prototype_gradient += gradient.T @ cast_rows[chunk]
-        ctx.save_for_backward(row_gradient, prototype_gradient, largest)
-        ctx.temperature = temperature
+                    gradient = log_probabilities.exp_().sub_(target)
+                    if scale != 1.0:
+                        gradient.mul_(scale)
+                    gradient = gradient.to(dtype)
+                    row_gradient[chunk] = (gradient @ weight) * (factor / (temperature * scale))
+                    # The largest weight of the chunk is taken out, for the sake of half precision.
+                    largest = factor.abs().max().clamp(min=1e-30)
+                    weighted = (scaled * (factor / largest)).to(dtype)
+                    prototype_gradient.add_((gradient.T @ weighted) * (largest / scale))
+        ctx.save_for_backward(row_gradient, prototype_gradient)
         ctx.dtypes = rows.dtype, prototypes.dtype
         return loss
 
     @staticmethod
     def backward(ctx, gradient):
-        row_gradient, prototype_gradient, largest = ctx.saved_tensors
-        scale = gradient * largest / ctx.temperature
-        row_gradient, prototype_gradient = (row_gradient * scale), (prototype_gradient * scale)
+        row_gradient, prototype_gradient = ctx.saved_tensors
+        row_gradient, prototype_gradient = row_gradient * gradient, prototype_gradient * gradient
         return row_gradient.to(ctx.dtypes[0]), prototype_gradient.to(ctx.dtypes[1]), None, None, None, None
 
 

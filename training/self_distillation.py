@@ -21,7 +21,7 @@ from voxelfm_hf.training.losses import (
     prototype_cross_entropy,
     rows_at_once,
 )
-from voxelfm_hf.training.targets import Centre, sinkhorn_centre, teacher_targets
+from voxelfm_hf.training.targets import Centre, row_targets, sinkhorn_centre
 
 
 @dataclass(frozen=True)
@@ -169,8 +169,8 @@ class Student(nn.Module):
             views.append(self.backbone(local_crops).pooler_output)
         rows, patch_rows, prototypes, patch_prototypes = self._project(torch.cat(views), masked_patches)
 
-        # Cross entropy is linear in its targets: both teachers of a local crop at once, mean over samples.
-        local_targets = teacher.cls_targets.unflatten(0, (2, batch)).sum(0)
+        # Cross entropy is linear in its targets: a local crop learns from both teachers at once.
+        local_targets = teacher.cls_targets.unflatten(0, (2, batch)).mean(0)
         sample = torch.arange(num_locals * batch, device=rows.device) % batch
         # Each global crop learns from the other view of the same sample.
         global_targets = teacher.cls_targets.roll(batch, dims=0)
@@ -180,7 +180,7 @@ class Student(nn.Module):
                 rows[num_globals:],
                 prototypes,
                 lambda chunk: local_targets[sample[chunk]],
-                rows.new_full((num_locals * batch,), 1 / (batch * num_pairs)),
+                rows.new_full((num_locals * batch,), 2 / (batch * num_pairs)),
             ),
             "dino_global": self._cross_entropy(
                 rows[:num_globals],
@@ -191,8 +191,9 @@ class Student(nn.Module):
             "ibot": self._cross_entropy(
                 patch_rows,
                 patch_prototypes,
-                lambda chunk: teacher_targets(
-                    nn.functional.linear(teacher.patch_rows[chunk], teacher.patch_prototypes),
+                lambda chunk: row_targets(
+                    teacher.patch_rows[chunk],
+                    teacher.patch_prototypes,
                     teacher.patch_centre,
                     temperature=teacher.temperature,
                 ),
@@ -281,10 +282,9 @@ class Teacher(nn.Module):
         prototypes, patch_prototypes = self.dino_head.prototypes(), patch_head.prototypes()
         dino_centre = self._centre(self.dino_centre, cls_rows, prototypes, temperature=temperature)
         ibot_centre = self._centre(self.ibot_centre, patch_rows, patch_prototypes, temperature=temperature)
-        cls_logits = nn.functional.linear(cls_rows, prototypes)
         return TeacherOutput(
             features=features,
-            cls_targets=teacher_targets(cls_logits, dino_centre, temperature=temperature),
+            cls_targets=row_targets(cls_rows, prototypes, dino_centre, temperature=temperature),
             patch_rows=patch_rows,
             patch_prototypes=patch_prototypes,
             patch_centre=ibot_centre,

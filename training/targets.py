@@ -37,6 +37,24 @@ def teacher_targets(logits: Tensor, centre: Tensor, *, temperature: float) -> Te
     return torch.softmax((logits.float() - centre.float()) / temperature, dim=-1)
 
 
+def row_targets(rows: Tensor, prototypes: Tensor, centre: Tensor, *, temperature: float) -> Tensor:
+    """Target distributions of teacher outputs: `teacher_targets` of their product with the prototypes.
+
+    Temperature and centre go into the product, which saves passes over (rows, K) numbers.
+
+    Args:
+        rows: (rows, width) teacher outputs before the prototypes.
+        prototypes: (K, width) teacher prototypes.
+        centre: (1, K) vector taken off the logits.
+        temperature: teacher temperature.
+
+    Returns:
+        (rows, K) fp32 probabilities.
+    """
+    logits = nn.functional.linear(rows.float() / temperature, prototypes, -centre[0].float() / temperature)
+    return torch.softmax(logits, dim=-1, dtype=torch.float32)
+
+
 class Centre(nn.Module):
     """Running mean of teacher logits over all ranks and micro-batches of a step.
 

@@ -64,10 +64,10 @@ def test_dino_local_term_and_gradient(published, max_logits):
     probabilities = targets.teacher_targets(
         published["dino.input.teacher"], published["dino.input.centre"], temperature=0.05
     )
-    summed = probabilities.unflatten(0, (2, 3)).sum(0)
+    both = probabilities.unflatten(0, (2, 3)).mean(0)
     image = torch.arange(12) % 3
     loss = losses.prototype_cross_entropy(
-        student, torch.eye(32), lambda rows: summed[image[rows]], torch.full((12,), 1 / 3), max_logits=max_logits
+        student, torch.eye(32), lambda rows: both[image[rows]], torch.full((12,), 2 / 3), max_logits=max_logits
     )
     loss.backward()
     torch.testing.assert_close(loss, published["dino.output.local_raw"][0], atol=1e-5, rtol=1e-6)
@@ -128,7 +128,7 @@ def test_chunks_give_the_same_gradients_for_rows_and_prototypes():
 @pytest.mark.parametrize("max_logits", [2**25, 120])
 def test_gradients_are_those_of_autograd(max_logits):
     generator = torch.Generator().manual_seed(3)
-    probabilities = 2 * torch.softmax(torch.randn(9, 40, generator=generator), dim=-1)  # two teachers summed
+    probabilities = torch.softmax(torch.randn(9, 40, generator=generator), dim=-1)
     weights = torch.logspace(-6, 0, 9)
     leaves = [torch.randn(n, 5, generator=generator).requires_grad_() for n in (9, 40)]
     plain = -(probabilities * torch.log_softmax(leaves[0] @ leaves[1].T / 0.2, dim=-1)).sum(-1) @ weights
@@ -212,6 +212,15 @@ def sinkhorn_knopp(logits: np.ndarray, temperature: float, iterations: int) -> n
         mass /= mass.sum(axis=1, keepdims=True) * mass.shape[0]
         mass /= mass.sum(axis=0, keepdims=True) * mass.shape[1]
     return (mass * mass.shape[1]).T
+
+
+def test_row_targets_are_targets_of_the_logits():
+    generator = torch.Generator().manual_seed(5)
+    rows, prototypes, centre = (torch.randn(*shape, generator=generator) for shape in ((7, 4), (30, 4), (1, 30)))
+    torch.testing.assert_close(
+        targets.row_targets(rows, prototypes, centre, temperature=0.5),
+        targets.teacher_targets(rows @ prototypes.T, centre, temperature=0.5),
+    )
 
 
 @pytest.mark.parametrize("iterations", [1, 3, 50])
