@@ -4,7 +4,8 @@ All of them compute in fp32, whatever autocast is on.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -17,37 +18,50 @@ MAX_LOGITS_AT_ONCE = 2**25  # 128 MB in fp32: 512 rows of 65,536 prototypes
 _warned_about_koleo = False
 
 
+@dataclass(frozen=True)
+class Part:
+    """One sum of cross entropies.
+
+    Args:
+        rows: (n, width) student outputs before the prototypes; n may be 0.
+        targets: gives the (m, K) fp32 distributions of a slice of the rows; called once a chunk, without gradients.
+        row_weights: (n,) weight of each row in the sum.
+        scale: factor of the sum in the total.
+    """
+
+    rows: Tensor
+    targets: Callable[[slice], Tensor]
+    row_weights: Tensor
+    scale: float = 1.0
+
+
 def prototype_cross_entropy(
-    rows: Tensor,
+    parts: Sequence[Part],
     prototypes: Tensor,
-    targets: Callable[[slice], Tensor],
-    row_weights: Tensor,
     *,
     temperature: float = STUDENT_TEMPERATURE,
     max_logits: int = MAX_LOGITS_AT_ONCE,
-) -> Tensor:
-    """Weighted sum of cross entropies, without ever holding the logits of all rows.
+) -> tuple[Tensor, list[Tensor]]:
+    """Cross entropies of several sets of rows against the same prototypes, without ever holding all logits.
 
     Rows are taken a chunk at a time. The gradients of a chunk are worked out at once, while its logits are there, so
     that nothing of the size (rows, K) is kept for the backward pass and nothing is computed twice. The chunk size
     changes the result only by rounding.
 
     Args:
-        rows: (rows, width) student outputs before the prototypes.
+        parts: sums of cross entropies.
         prototypes: (K, width) student prototypes.
-        targets: gives the (n, K) fp32 distributions of a slice of rows; called once a chunk, without gradients.
-        row_weights: (rows,) weight of each row in the sum.
         temperature: student temperature.
         max_logits: number of logits held at once.
 
     Returns:
-        Scalar fp32 loss; an exact zero with a gradient path when there are no rows.
+        The scaled total, a scalar fp32 loss (0 with a gradient path when there are no rows), and each part's sum
+        without gradient, not scaled.
     """
-    if rows.shape[0] == 0:
-        # Every parameter must take part in every step, or DDP waits for gradients that never come.
-        return (rows.float().sum() + prototypes.float().sum()) * 0.0
     chunk = rows_at_once(prototypes.shape[0], max_logits=max_logits)
-    return _PrototypeCrossEntropy.apply(rows, prototypes, targets, row_weights.float(), temperature, chunk)
+    rows = [part.rows for part in parts]
+    total, *values = _PrototypeCrossEntropy.apply(prototypes, parts, temperature, chunk, *rows)
+    return total, values
 
 
 class _PrototypeCrossEntropy(torch.autograd.Function):
@@ -58,44 +72,58 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, rows, prototypes, targets, row_weights, temperature, rows_per_chunk):
-        device = rows.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else rows.dtype
+    def forward(ctx, prototypes, parts, temperature, rows_per_chunk, *all_rows):
+        device = prototypes.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else prototypes.dtype
         # Differences of probabilities as small as 1 / K would lose their digits in fp16.
-        scale = 64.0 if dtype == torch.float16 else 1.0
-        needs_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        loss = torch.zeros((), device=rows.device)
-        row_gradient = torch.empty(rows.shape, dtype=torch.float32, device=rows.device)
-        prototype_gradient = torch.zeros(prototypes.shape, dtype=torch.float32, device=rows.device)
+        precision_scale = 64.0 if dtype == torch.float16 else 1.0
+        needs_gradient = any(ctx.needs_input_grad)
         weight = prototypes.detach().to(dtype)
-        for start in range(0, rows.shape[0], rows_per_chunk):
-            chunk = slice(start, start + rows_per_chunk)
-            target = targets(chunk)
-            factor = row_weights[chunk, None]
-            with torch.autocast(device_type=device, enabled=False):
-                scaled = rows[chunk].detach().float() / temperature
-                logits = nn.functional.linear(scaled.to(dtype), weight)
-                log_probabilities = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
-                loss -= (torch.linalg.vecdot(target, log_probabilities)[:, None] * factor).sum()
-                if needs_gradient:
+        prototype_gradient, row_gradients, values = None, [], []
+        for part, rows in zip(parts, all_rows, strict=True):
+            value = torch.zeros((), device=prototypes.device)
+            row_gradient = torch.empty(rows.shape, dtype=torch.float32, device=prototypes.device)
+            for start in range(0, rows.shape[0], rows_per_chunk):
+                chunk = slice(start, start + rows_per_chunk)
+                target = part.targets(chunk)
+                factor = part.row_weights[chunk, None].float()
+                with torch.autocast(device_type=device, enabled=False):
+                    scaled = rows[chunk].detach().float() / temperature
+                    logits = nn.functional.linear(scaled.to(dtype), weight)
+                    log_probabilities = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+                    value -= (torch.linalg.vecdot(target, log_probabilities)[:, None] * factor).sum()
+                    if not needs_gradient:
+                        continue
                     gradient = log_probabilities.exp_().sub_(target)
-                    if scale != 1.0:
-                        gradient.mul_(scale)
+                    if precision_scale != 1.0:
+                        gradient.mul_(precision_scale)
                     gradient = gradient.to(dtype)
-                    row_gradient[chunk] = (gradient @ weight) * (factor / (temperature * scale))
+                    factor = factor * (part.scale / precision_scale)
+                    row_gradient[chunk] = (gradient @ weight) * (factor / temperature)
                     # The largest weight of the chunk is taken out, for the sake of half precision.
                     largest = factor.abs().max().clamp(min=1e-30)
-                    weighted = (scaled * (factor / largest)).to(dtype)
-                    prototype_gradient.add_((gradient.T @ weighted) * (largest / scale))
-        ctx.save_for_backward(row_gradient, prototype_gradient)
-        ctx.dtypes = rows.dtype, prototypes.dtype
-        return loss
+                    share = gradient.T @ (scaled * (factor / largest)).to(dtype)
+                    if prototype_gradient is None:
+                        prototype_gradient = share * largest
+                    else:
+                        prototype_gradient.add_(share * largest)
+            row_gradients.append(row_gradient)
+            values.append(value)
+        if prototype_gradient is None:
+            # Every parameter takes part in every step, or DDP waits for gradients that never come.
+            prototype_gradient = torch.zeros(prototypes.shape, dtype=torch.float32, device=prototypes.device)
+        ctx.save_for_backward(prototype_gradient, *row_gradients)
+        ctx.dtypes = [prototypes.dtype, *(rows.dtype for rows in all_rows)]
+        ctx.mark_non_differentiable(*values)
+        total = sum(
+            (value * part.scale for part, value in zip(parts, values, strict=True)), torch.zeros_like(values[0])
+        )
+        return total, *values
 
     @staticmethod
-    def backward(ctx, gradient):
-        row_gradient, prototype_gradient = ctx.saved_tensors
-        row_gradient, prototype_gradient = row_gradient * gradient, prototype_gradient * gradient
-        return row_gradient.to(ctx.dtypes[0]), prototype_gradient.to(ctx.dtypes[1]), None, None, None, None
+    def backward(ctx, gradient, *_):
+        found = [(own * gradient).to(dtype) for own, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
+        return found[0], None, None, None, *found[1:]
 
 
 def rows_at_once(num_prototypes: int, *, max_logits: int = MAX_LOGITS_AT_ONCE) -> int:

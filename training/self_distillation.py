@@ -16,6 +16,7 @@ from voxelfm_hf.modeling.configuration_voxelfm import VoxelFMConfig
 from voxelfm_hf.modeling.modeling_voxelfm import VoxelFMModel
 from voxelfm_hf.training.losses import (
     MAX_LOGITS_AT_ONCE,
+    Part,
     koleo_loss,
     masked_patch_weights,
     prototype_cross_entropy,
@@ -157,7 +158,8 @@ class Student(nn.Module):
             teacher: what to learn from.
 
         Returns:
-            Scalar fp32 losses `total`, `dino_local`, `dino_global`, `ibot`, `koleo`; `total` is their weighted sum.
+            Scalar fp32 losses: `total`, and without gradient `dino_local`, `dino_global`, `ibot` and `koleo`, whose
+            weighted sum it is.
         """
         num_globals, batch = global_crops.shape[0], global_crops.shape[0] // 2
         num_locals = local_crops.shape[0] // batch
@@ -167,7 +169,7 @@ class Student(nn.Module):
         views = [global_cls]
         if num_locals:
             views.append(self.backbone(local_crops).pooler_output)
-        rows, patch_rows, prototypes, patch_prototypes = self._project(torch.cat(views), masked_patches)
+        rows, patch_rows = self._project(torch.cat(views), masked_patches)
 
         # Cross entropy is linear in its targets: a local crop learns from both teachers at once.
         local_targets = teacher.cls_targets.unflatten(0, (2, batch)).mean(0)
@@ -175,61 +177,57 @@ class Student(nn.Module):
         # Each global crop learns from the other view of the same sample.
         global_targets = teacher.cls_targets.roll(batch, dims=0)
         num_pairs = 2 + 2 * num_locals
-        losses = {
-            "dino_local": self._cross_entropy(
+        dino = [
+            Part(
                 rows[num_globals:],
-                prototypes,
                 lambda chunk: local_targets[sample[chunk]],
                 rows.new_full((num_locals * batch,), 2 / (batch * num_pairs)),
+                self.loss.dino_weight,
             ),
-            "dino_global": self._cross_entropy(
+            Part(
                 rows[:num_globals],
-                prototypes,
                 lambda chunk: global_targets[chunk],
                 rows.new_full((num_globals,), 2 / (num_globals * num_pairs)),
+                self.loss.dino_weight,
             ),
-            "ibot": self._cross_entropy(
-                patch_rows,
-                patch_prototypes,
-                lambda chunk: row_targets(
-                    teacher.patch_rows[chunk],
-                    teacher.patch_prototypes,
-                    teacher.patch_centre,
-                    temperature=teacher.temperature,
-                ),
-                masked_patch_weights(masks),
+        ]
+        ibot = Part(
+            patch_rows,
+            lambda chunk: row_targets(
+                teacher.patch_rows[chunk],
+                teacher.patch_prototypes,
+                teacher.patch_centre,
+                temperature=teacher.temperature,
             ),
-            "koleo": koleo_loss(global_cls[:batch]) + koleo_loss(global_cls[batch:]),
-        }
-        total = (
-            self.loss.dino_weight * (losses["dino_local"] + losses["dino_global"])
-            + self.loss.ibot_weight * losses["ibot"]
-            + self.loss.koleo_weight * losses["koleo"]
+            masked_patch_weights(masks),
+            self.loss.ibot_weight,
         )
-        return {"total": total, **losses}
+        if self.ibot_head is None:
+            total, values = self._cross_entropy([*dino, ibot], self.dino_head)
+        else:
+            total, values = self._cross_entropy(dino, self.dino_head)
+            patch_total, patch_values = self._cross_entropy([ibot], self.ibot_head)
+            total, values = total + patch_total, [*values, *patch_values]
+        koleo = koleo_loss(global_cls[:batch]) + koleo_loss(global_cls[batch:])
+        return {
+            "total": total + self.loss.koleo_weight * koleo,
+            "dino_local": values[0],
+            "dino_global": values[1],
+            "ibot": values[2],
+            "koleo": koleo.detach(),
+        }
 
-    def _project(self, cls_rows: Tensor, patch_rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Head outputs of CLS and masked patch tokens, and the prototypes for each."""
-        prototypes = self.dino_head.prototypes()
+    def _project(self, cls_rows: Tensor, patch_rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Head outputs of CLS and masked patch tokens; a shared head sees both at once."""
         if self.ibot_head is not None:
-            return (
-                self.dino_head(cls_rows),
-                self.ibot_head(patch_rows),
-                prototypes,
-                self.ibot_head.prototypes(),
-            )
+            return self.dino_head(cls_rows), self.ibot_head(patch_rows)
         rows = self.dino_head(torch.cat((cls_rows, patch_rows)))
-        return rows[: len(cls_rows)], rows[len(cls_rows) :], prototypes, prototypes
+        return rows[: len(cls_rows)], rows[len(cls_rows) :]
 
-    def _cross_entropy(self, rows: Tensor, prototypes: Tensor, targets, row_weights: Tensor) -> Tensor:
-        """Cross entropy at the student's temperature, a bounded number of logits at a time."""
+    def _cross_entropy(self, parts: list[Part], head: DistillationHead) -> tuple[Tensor, list[Tensor]]:
+        """Cross entropies at the student's temperature, a bounded number of logits at a time."""
         return prototype_cross_entropy(
-            rows,
-            prototypes,
-            targets,
-            row_weights,
-            temperature=self.loss.student_temperature,
-            max_logits=self.max_logits,
+            parts, head.prototypes(), temperature=self.loss.student_temperature, max_logits=self.max_logits
         )
 
 
@@ -279,7 +277,8 @@ class Teacher(nn.Module):
         patches = tokens[:, self.backbone.num_prefix_tokens :][masks]
         patch_head = self.dino_head if self.ibot_head is None else self.ibot_head
         cls_rows, patch_rows = self.dino_head(tokens[:, 0]), patch_head(patches)
-        prototypes, patch_prototypes = self.dino_head.prototypes(), patch_head.prototypes()
+        prototypes = self.dino_head.prototypes()
+        patch_prototypes = prototypes if self.ibot_head is None else patch_head.prototypes()
         dino_centre = self._centre(self.dino_centre, cls_rows, prototypes, temperature=temperature)
         ibot_centre = self._centre(self.ibot_centre, patch_rows, patch_prototypes, temperature=temperature)
         return TeacherOutput(

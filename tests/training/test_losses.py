@@ -12,6 +12,13 @@ from safetensors.torch import load_file
 from voxelfm_hf.training import losses, targets
 
 
+def cross_entropy(rows, prototypes, target, row_weights, **options) -> torch.Tensor:
+    """The loss of a single part."""
+    total, (value,) = losses.prototype_cross_entropy([losses.Part(rows, target, row_weights)], prototypes, **options)
+    assert torch.equal(total, value) and not value.requires_grad
+    return total
+
+
 @pytest.fixture(scope="module")
 def published(parity: Path) -> dict[str, torch.Tensor]:
     return load_file(parity / "pretraining" / "losses.safetensors")
@@ -66,7 +73,7 @@ def test_dino_local_term_and_gradient(published, max_logits):
     )
     both = probabilities.unflatten(0, (2, 3)).mean(0)
     image = torch.arange(12) % 3
-    loss = losses.prototype_cross_entropy(
+    loss = cross_entropy(
         student, torch.eye(32), lambda rows: both[image[rows]], torch.full((12,), 2 / 3), max_logits=max_logits
     )
     loss.backward()
@@ -79,9 +86,7 @@ def test_dino_global_term_and_gradient(published):
     probabilities = targets.teacher_targets(
         published["dino.input.teacher"], published["dino.input.centre"], temperature=0.05
     )
-    loss = losses.prototype_cross_entropy(
-        student, torch.eye(32), lambda rows: probabilities[rows], torch.full((6,), 1 / 6)
-    )
+    loss = cross_entropy(student, torch.eye(32), lambda rows: probabilities[rows], torch.full((6,), 1 / 6))
     loss.backward()
     torch.testing.assert_close(loss, published["dino.output.global_raw"][0], atol=1e-5, rtol=1e-6)
     torch.testing.assert_close(student.grad, published["dino.output.global_grad"], atol=1e-6, rtol=1e-5)
@@ -96,7 +101,7 @@ def test_ibot_loss_and_gradient_count_unmasked_images(published, max_logits):
     torch.testing.assert_close(
         targets.teacher_targets(teacher, centre, temperature=0.06), published["ibot.output.probs"], atol=1e-6, rtol=0
     )
-    loss = losses.prototype_cross_entropy(
+    loss = cross_entropy(
         student,
         torch.eye(32),
         lambda rows: targets.teacher_targets(teacher[rows], centre, temperature=0.06),
@@ -116,9 +121,7 @@ def test_chunks_give_the_same_gradients_for_rows_and_prototypes():
     results = []
     for max_logits in (2**25, 350):
         leaves = rows.clone().requires_grad_(), prototypes.clone().requires_grad_()
-        loss = losses.prototype_cross_entropy(
-            *leaves, lambda chunk: probabilities[chunk], weights, max_logits=max_logits
-        )
+        loss = cross_entropy(*leaves, lambda chunk: probabilities[chunk], weights, max_logits=max_logits)
         loss.backward()
         results.append((loss.detach(), leaves[0].grad, leaves[1].grad))
     for whole, chunked in zip(*results, strict=True):
@@ -133,9 +136,7 @@ def test_gradients_are_those_of_autograd(max_logits):
     leaves = [torch.randn(n, 5, generator=generator).requires_grad_() for n in (9, 40)]
     plain = -(probabilities * torch.log_softmax(leaves[0] @ leaves[1].T / 0.2, dim=-1)).sum(-1) @ weights
     wanted = torch.autograd.grad(3 * plain, leaves)
-    ours = losses.prototype_cross_entropy(
-        *leaves, lambda rows: probabilities[rows], weights, temperature=0.2, max_logits=max_logits
-    )
+    ours = cross_entropy(*leaves, lambda rows: probabilities[rows], weights, temperature=0.2, max_logits=max_logits)
     found = torch.autograd.grad(3 * ours, leaves)
     torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
     for expected, gradient in zip(wanted, found, strict=True):
@@ -152,7 +153,7 @@ def test_chunked_loss_keeps_few_logits_for_the_backward_pass():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        losses.prototype_cross_entropy(
+        cross_entropy(
             rows,
             prototypes,
             lambda chunk: torch.full((rows[chunk].shape[0], 1000), 1e-3),
@@ -164,10 +165,29 @@ def test_chunked_loss_keeps_few_logits_for_the_backward_pass():
 
 def test_no_masked_patch_is_zero_with_a_gradient_for_every_parameter():
     rows, prototypes = torch.zeros(0, 4, requires_grad=True), torch.ones(3, 4, requires_grad=True)
-    loss = losses.prototype_cross_entropy(rows, prototypes, lambda chunk: torch.zeros(0, 3), torch.zeros(0))
+    loss = cross_entropy(rows, prototypes, lambda chunk: torch.zeros(0, 3), torch.zeros(0))
     loss.backward()
     assert loss.item() == 0
     assert torch.equal(prototypes.grad, torch.zeros(3, 4))
+
+
+def test_parts_add_up_with_their_scales():
+    generator = torch.Generator().manual_seed(4)
+    prototypes = torch.randn(20, 3, generator=generator).requires_grad_()
+    rows = [torch.randn(n, 3, generator=generator).requires_grad_() for n in (5, 0, 2)]
+    target = torch.softmax(torch.randn(5, 20, generator=generator), dim=-1)
+    parts = [
+        losses.Part(own, target[: len(own)].__getitem__, torch.rand(len(own), generator=generator), scale)
+        for own, scale in zip(rows, (0.5, 3.0, 2.0), strict=True)
+    ]
+    total, values = losses.prototype_cross_entropy(parts, prototypes, max_logits=60)
+    torch.testing.assert_close(total, 0.5 * values[0] + 3.0 * values[1] + 2.0 * values[2])
+    assert values[1].item() == 0
+    found = torch.autograd.grad(total, [prototypes, *rows])
+    single = [cross_entropy(part.rows, prototypes, part.targets, part.row_weights) * part.scale for part in parts]
+    wanted = torch.autograd.grad(sum(single), [prototypes, *rows])
+    for gradient, expected in zip(found, wanted, strict=True):
+        torch.testing.assert_close(gradient, expected, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["small", "two", "batch"])
@@ -240,7 +260,7 @@ def test_sinkhorn_centre_gives_the_textbook_targets(iterations):
 def test_losses_stay_in_fp32_under_bf16_autocast():
     rows, prototypes = torch.randn(6, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = losses.prototype_cross_entropy(
+        loss = cross_entropy(
             rows, prototypes, lambda chunk: torch.full((rows[chunk].shape[0], 9), 1 / 9), torch.ones(6), max_logits=20
         )
         assert losses.koleo_loss(rows).dtype == torch.float32
