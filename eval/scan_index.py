@@ -6,6 +6,7 @@ the best candidates are compared by their full vectors: for vectors of 864 numbe
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -45,6 +46,7 @@ class ScanIndex:
         self.width = cls.shape[1] if len(cls) else 0
         vectors = _normalised(cls)
         self._threads = faiss.omp_set_num_threads
+        self._index: Any
         if len(self.ids) <= EXACT_ROWS or self.width <= COMPONENTS:
             self._index = faiss.IndexFlatIP(self.width)
         else:

@@ -46,7 +46,8 @@ class ProbeSettings:
         patience: Looks without improvement before a fit stops.
         noise: Standard deviation of the Gaussian noise added to standardised features in training.
         noise_probability: Chance that a batch gets that noise.
-        balance: Give both classes of a label the same total weight; outputs are moved back to the prevalence after.
+        balance: Give both classes of a label the same total weight; outputs are moved back to the prevalence after. In
+            segmentation a class weighs 1 / sqrt(its share of the voxels), so that small organs are not drowned.
     """
 
     epochs: int = 200
@@ -199,6 +200,7 @@ class _Group:
         self.validation = torch.as_tensor(np.unique(np.concatenate([job.validation for job in jobs])), dtype=torch.long)
         self.cls = None if config.uses_patches else features.cls_rows(torch.arange(len(features)))
         self.loss_factor = torch.ones(())
+        self.class_weights: torch.Tensor | None = None
         self.means: list = []
         self.scales: list = []
         if not self.voxels:
@@ -338,9 +340,32 @@ class _Group:
             sizes = [tuple(labels.shape) for labels in maps]
             targets = torch.cat([labels.flatten() for labels in maps]).to(self.device)[None, :, None]
             outputs = self._forward(rows, training=training, sizes=sizes)
-            return self.objective(outputs, targets, outputs.new_ones(outputs.shape[:2]))
+            if job.annotated is not None:
+                # A class nobody looked for leaves the softmax: it may well be in what is labelled background.
+                absent = [
+                    torch.from_numpy(~job.annotated(int(row))).expand(labels.numel(), -1)
+                    for row, labels in zip(rows, maps, strict=True)
+                ]
+                outputs = outputs.masked_fill(torch.cat(absent)[None].to(self.device), -1e4)
+            return self.objective(outputs, targets, self._class_weights()[targets[..., 0].clamp_min(0)])
         weights = self.train_weights if training else self.validation_weights
         return self._objective_of(self._forward(rows, training=training), rows, weights)
+
+    def _class_weights(self) -> torch.Tensor:
+        """Weight of each class of a segmentation, from the training maps."""
+        if self.class_weights is None:
+            classes = self.config.num_classes
+            weights = torch.ones(classes)
+            if self.settings.balance:
+                (job,) = self.jobs
+                counts = np.zeros(classes)
+                for row in job.train:
+                    labels = np.asarray(job.targets(int(row)))  # type: ignore[operator]
+                    counts += np.bincount(labels[labels >= 0].ravel(), minlength=classes)[:classes]
+                share = torch.from_numpy(counts / max(counts.sum(), 1)).float()
+                weights = torch.where(share > 0, share.clamp_min(1e-12).rsqrt(), 0.0)
+            self.class_weights = weights.to(self.device)
+        return self.class_weights
 
     def _objective_of(self, outputs: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         return self.objective(outputs, self.targets[:, rows].to(self.device), weights[:, rows].to(self.device))

@@ -73,6 +73,8 @@ class ProbeJob:
         train: Row numbers to fit on.
         validation: Row numbers for early stopping; none fits for all epochs.
         seed: Fixes initial weights, order, noise and dropout.
+        annotated: For segmentation, a function row -> (classes,) bool, false for classes that were not looked for in a
+            scan: its background voxels then say nothing about them. All are by default.
     """
 
     name: str
@@ -80,6 +82,7 @@ class ProbeJob:
     train: np.ndarray
     validation: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=int))
     seed: int = 0
+    annotated: Callable[[int], np.ndarray] | None = None
 
 
 def prepared_targets(jobs: Sequence[ProbeJob], config: VoxelFMProbeConfig) -> tuple[torch.Tensor, list, list]:

@@ -42,6 +42,7 @@ class TaskData:
         affines: (n, 4, 4) patch index (d, h, w, 1) -> LPS mm (x, y, z, 1).
         grids: (n, 3) patch grids.
         maps: For segmentation, a function row -> (D, H, W) classes.
+        annotated: For segmentation, a function row -> (classes,) bool: was the class looked for in the scan?
         notes: What was left out or assumed, for the card.
         options: What only one task needs.
     """
@@ -58,6 +59,7 @@ class TaskData:
     affines: np.ndarray
     grids: np.ndarray
     maps: Callable[[int], np.ndarray] | None = None
+    annotated: Callable[[int], np.ndarray] | None = None
     notes: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 

@@ -87,7 +87,7 @@ def fit_columns(
             known, held = train[_labelled(column[train])], validation[_labelled(column[validation])]
         if len(known) < 2:
             raise LabelError(f"{title} has {len(known)} labelled training scans: a probe needs at least two")
-        jobs.append(ProbeJob(title, column, known, held, seed))
+        jobs.append(ProbeJob(title, column, known, held, seed, data.annotated))
     fits = fit_probes(features, jobs, single, settings=settings, device=device)
     probe = make_probe(whole, fits, features)
     probe.config.fit = {

@@ -78,7 +78,7 @@ def read(
         return cache[row].astype(np.int64)
 
     extra = {"paths": paths, "known": known, "voxels_per_patch": voxels_per_patch}
-    return replace(data, maps=target, names=list(classes), options=extra)
+    return replace(data, maps=target, annotated=known.__getitem__, names=list(classes), options=extra)
 
 
 def fit(

@@ -220,6 +220,27 @@ def test_position_head_learns_where_a_patch_shines():
     assert error < 0.5 * np.linalg.norm(points[:24].mean(0) - points[30:], axis=1).mean()
 
 
+def test_a_class_that_was_not_looked_for_is_not_learned_as_background():
+    rng = np.random.default_rng(5)
+    grids = rng.normal(size=(9, 3, 3, 3, 8)).astype(np.float32)
+    organs = [np.kron(grid[..., 0] > 0.5, np.ones((2, 2, 2))).astype(np.int64) for grid in grids]
+    looked_for = np.ones((9, 2), dtype=bool)
+    looked_for[3:, 1] = False
+    maps = [organ * int(looked_for[row, 1]) for row, organ in enumerate(organs)]
+    shape = VoxelFMProbeConfig(
+        task="segmentation", head="decoder", feature_size=8, head_hidden_size=8, id2label={0: "background", 1: "organ"}
+    )
+    settings = replace(DEFAULT_SETTINGS["decoder"], learning_rate=3e-3, accumulate=1, epochs=8)
+    features = ProbeFeatures(patches=lambda row: grids[row])
+    task = ProbeJob("m", maps.__getitem__, np.arange(8))
+    found = {}
+    for name, told in (("told", looked_for.__getitem__), ("not told", None)):
+        (fit,) = fit_probes(features, [replace(task, annotated=told)], shape, settings=settings)
+        logits = make_probe(shape, [fit], features)(patches=torch.from_numpy(grids[3:8]), size=(6, 6, 6)).logits
+        found[name] = logits.softmax(1)[:, 1][torch.from_numpy(np.stack(organs[3:8])) == 1].mean().item()
+    assert found["told"] > found["not told"] + 0.1
+
+
 def test_decoder_learns_a_map_and_skips_what_is_not_annotated():
     rng = np.random.default_rng(4)
     grids = rng.normal(size=(8, 4, 4, 4, 8)).astype(np.float32)
