@@ -8,7 +8,7 @@ take 19 ms this way and 82 ms in the fused kernel, 4 crops of 517 tokens 14 agai
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 
 NAME = "voxelfm_matmul"
 
@@ -46,7 +46,7 @@ def matmul_attention(
 AttentionInterface.register(NAME, matmul_attention)
 
 
-def choose_attention(backbone: nn.Module, accelerator: Accelerator) -> None:
+def choose_attention(backbone: PreTrainedModel, accelerator: Accelerator) -> None:
     """Take the matrix products on a CPU in bf16; elsewhere the model keeps its own choice (sdpa)."""
     if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
         backbone.set_attn_implementation(NAME)

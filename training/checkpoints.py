@@ -147,6 +147,6 @@ class Checkpoints:
     def _thin_out(self) -> None:
         """Remove old checkpoints that are not kept for good."""
         for path in self._complete()[: -self.keep_last]:
-            step = int(_NAME.fullmatch(path.name)[1])
+            step = int(path.name.removeprefix("step-"))
             if not (self.keep_every and step % self.keep_every == 0):
                 shutil.rmtree(path, ignore_errors=True)

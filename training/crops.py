@@ -133,10 +133,10 @@ def draw_view(
     Returns:
         The view.
     """
-    permutation = tuple(int(axis) for axis in generator.permutation(3))
+    permutation: Shape = tuple(generator.permutation(3).tolist())
     size = crop_size(shape, permutation, target, float(generator.uniform(*scale)))
-    start = tuple(int(generator.integers(0, n - edge + 1)) for n, edge in zip(shape, size, strict=True))
-    flips = tuple(bool(draw < flip_probability) for draw in generator.random(3))
+    start: Shape = tuple(generator.integers(0, np.subtract(shape, size) + 1).tolist())
+    flips: tuple[bool, bool, bool] = tuple((generator.random(3) < flip_probability).tolist())
     window = None
     if generator.random() < window_probability:
         window = WindowDraw(float(generator.standard_normal()), float(generator.uniform(0.5, 2.0)))

@@ -73,10 +73,10 @@ def estimate(recipe: PretrainRecipe, *, num_processes: int) -> Estimate:
 
     head_rows = 2 + crops.num_locals + masked
     head_forward = 2 * head_rows * (head_mlp + prototypes)
-    # Forward and twice that backward; recomputed blocks and chunked logits cost a forward more.
+    # Forward and twice that backward; recomputed blocks cost a forward more.
     backbone_factor = 4 if run.checkpoint_activations else 3
     per_volume = (
-        backbone_factor * forward(sequences) + forward(sequences[:1]) + 4 * head_forward + 2 * (2 + masked) * prototypes
+        backbone_factor * forward(sequences) + forward(sequences[:1]) + 3 * head_forward + 2 * (2 + masked) * prototypes
     )
     accumulation = recipe.accumulation_steps(num_processes)
 

@@ -87,7 +87,7 @@ def _slab_bits(grid: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.n
         padding = -bits.shape[-1] % 64
         packed = np.packbits(np.pad(bits, ((0, 0), (0, 0), (0, padding))), axis=-1, bitorder="little")
         tables.append(packed.view(np.uint64))
-    return tuple(tables)
+    return tables[0], tables[1], tables[2]
 
 
 def _fill_randomly(generator: np.random.Generator, masks: np.ndarray, missing: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import difflib
 import importlib.resources
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +31,7 @@ class _Word:
 
 
 def load_recipe(
-    name: str | Path, recipe_class: type[Recipe], *, package: str = "voxelfm_hf.training", overrides: list[str] = ()
+    name: str | Path, recipe_class: type[Recipe], *, package: str = "voxelfm_hf.training", overrides: Sequence[str] = ()
 ) -> Recipe:
     """Read a recipe and apply overrides.
 
@@ -93,11 +94,10 @@ def parse_overrides(words: list[str]) -> dict[str, Any]:
     return {name: word.value for name, word in _words(words).items()}
 
 
-def _words(words: list[str]) -> dict[str, _Word]:
+def _words(words: Sequence[str]) -> dict[str, _Word]:
     """Dotted field name -> word of the command line."""
     overrides: dict[str, _Word] = {}
     position = 0
-    words = list(words)
     while position < len(words):
         word = words[position]
         if not word.startswith("--") or len(word) == 2:
@@ -131,7 +131,7 @@ def field_lines(recipe_class: type, *, prefix: str = "") -> list[str]:
     """One line a field, `--section.field TYPE (default)`, for the help of a command."""
     lines = []
     for field, kind in _fields(recipe_class):
-        if dataclasses.is_dataclass(kind):
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             lines += field_lines(kind, prefix=f"{prefix}{field.name}.")
         else:
             default = "required" if _is_required(field) else f"default {_default(field)!r}"
@@ -200,7 +200,7 @@ def _convert(value: Any, kind: Any, *, field: str, source: str) -> Any:
         if value in arguments:
             return value
         raise RecipeError(f"{source}: {field} must be one of {', '.join(map(str, arguments))}, got {value!r}.")
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return _to_dataclass(value, kind, field=f"{field}.", source=source)
     if origin is list and isinstance(value, list):
         return [
@@ -285,7 +285,9 @@ def _is_required(field: dataclasses.Field) -> bool:
 
 
 def _default(field: dataclasses.Field) -> Any:
-    return field.default if field.default is not dataclasses.MISSING else field.default_factory()
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
 
 
 def _type_name(kind: Any) -> str:
