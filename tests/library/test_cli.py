@@ -17,7 +17,7 @@ def voxelfm(*arguments, **environment):
 def test_help_names_every_command_and_teaches_by_example():
     assert voxelfm().returncode == 2  # no command: help, as for any wrong use
     text = voxelfm("--help").stdout
-    for name in ("info", "embed", "picture", "convert", "demo"):
+    for name in ("info", "embed", "picture", "prepare", "describe", "label", "convert", "demo"):
         assert name in text
         assert f"Example: voxelfm {name}" in voxelfm(name, "--help").stdout
 
@@ -75,6 +75,30 @@ def test_two_processes_share_the_scans(small_model, scan_folder, tmp_path):
     assert "1 failed" in done.stdout, done.stderr
     assert FeatureStore(tmp_path / "two").table.equals(FeatureStore(one).table)
     assert FeatureStore(tmp_path / "two").failures().keys() == {"bad.npy"}
+
+
+def test_prepare_and_describe(scan_folder, tmp_path):
+    import datasets
+
+    done = voxelfm("prepare", scan_folder, "--out", tmp_path / "shards", "--name", "test", "--workers", "1")
+    assert done.returncode == 3, done.stderr  # bad.npy
+    assert "1 scans (1 new) in 1 shards, 2 repeated, 1 failed" in done.stdout and "bad.npy" in done.stderr
+    rows = datasets.load_dataset(str(tmp_path / "shards"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert len(rows) == 1
+    described = voxelfm("describe", tmp_path / "shards")
+    assert described.returncode == 0, described.stderr
+    assert (tmp_path / "shards" / "description.json").is_file()
+
+
+def test_label(tmp_path):
+    reports = tmp_path / "reports.csv"
+    reports.write_text("id,text\na,No pleural effusion. Emphysema in both upper lobes.\nb,Normal chest.\n")
+    done = voxelfm("label", reports, "--column", "text", "--id-column", "id", "--out", tmp_path / "labels.csv")
+    assert done.returncode == 0, done.stderr
+    header, first, second = (tmp_path / "labels.csv").read_text().splitlines()
+    positive = [name for name, value in zip(header.split(","), first.split(","), strict=True) if value == "1"]
+    assert positive == ["Emphysema"] and "1" not in second.split(",")
+    assert voxelfm("label", reports, "--column", "nowhere", "--out", tmp_path / "x.csv").returncode == 2
 
 
 def test_picture_and_demo(small_model, scan_folder, tmp_path):
