@@ -101,3 +101,9 @@ def initial_state(config: VoxelFMProbeConfig, seed: int) -> State:
     if config.head == "linear":
         state = {name: torch.zeros_like(value) for name, value in state.items()}
     return state
+
+
+def make_stack(config: VoxelFMProbeConfig, states: Sequence[State], device: str) -> ClsStack | PatchStack:
+    """The stack that suits the head, in evaluation mode."""
+    stack = PatchStack(config, states) if config.uses_patches else ClsStack(config, states)
+    return stack.to(device).eval()

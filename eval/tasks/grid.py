@@ -9,8 +9,9 @@ from voxelfm_hf.eval.splits import training_subset
 from voxelfm_hf.eval.tasks.data import TaskData
 from voxelfm_hf.eval.tasks.fitting import probe_config
 from voxelfm_hf.training.calibration import choose_threshold, fit_temperature
-from voxelfm_hf.training.probe import ProbeSettings, fit_probes, probe_logits
+from voxelfm_hf.training.probe import fit_probes, probe_logits
 from voxelfm_hf.training.probe_data import ProbeJob
+from voxelfm_hf.training.probe_settings import ProbeSettings
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,8 +14,8 @@ from voxelfm_hf.eval.tasks.data import TaskData, open_data
 from voxelfm_hf.eval.tasks.fitting import check_features, fit_columns
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.store import FeatureStore
-from voxelfm_hf.training.probe import ProbeSettings
 from voxelfm_hf.training.probe_data import ProbeFeatures
+from voxelfm_hf.training.probe_settings import ProbeSettings
 from voxelfm_hf.volumes import Volume, read_volume
 from voxelfm_hf.volumes.errors import LabelError
 

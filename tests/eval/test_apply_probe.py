@@ -17,7 +17,7 @@ from voxelfm_hf.modeling.modeling_voxelfm import VoxelFMModel
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.scan_list import Region, list_scans
 from voxelfm_hf.store import FeatureStore
-from voxelfm_hf.training.probe import ProbeSettings
+from voxelfm_hf.training.probe_settings import ProbeSettings
 from voxelfm_hf.volumes import read_volume
 from voxelfm_hf.volumes.errors import ModelError
 

@@ -18,7 +18,7 @@ from voxelfm_hf.eval.tasks.retrieval import pool_recall
 from voxelfm_hf.eval.tasks.segmentation import on_patch_grid, read_mask
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.store import FeatureStore, StoreWriter
-from voxelfm_hf.training.probe import ProbeSettings
+from voxelfm_hf.training.probe_settings import ProbeSettings
 from voxelfm_hf.volumes import read_volume
 from voxelfm_hf.volumes.errors import LabelError, ModelError, RecipeError, StoreError
 

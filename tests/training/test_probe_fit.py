@@ -10,8 +10,10 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
 from voxelfm_hf.modeling.probe_losses_voxelfm import cox_loss
-from voxelfm_hf.training.probe import DEFAULT_SETTINGS, ProbeSettings, _Group, fit_probes, make_probe, probe_logits
+from voxelfm_hf.training.probe import fit_probes, make_probe, probe_logits
 from voxelfm_hf.training.probe_data import ProbeFeatures, ProbeJob
+from voxelfm_hf.training.probe_loop import FitGroup
+from voxelfm_hf.training.probe_settings import DEFAULT_SETTINGS, ProbeSettings
 
 TRAIN, VALIDATION, TEST = np.arange(160), np.arange(160, 220), np.arange(220, 300)
 TO_THE_END = ProbeSettings(
@@ -191,7 +193,7 @@ def test_full_batch_gradient_of_a_patch_head_is_the_one_of_a_single_pass():
     )
     settings = ProbeSettings(batch_size=None, noise=0)
     features = ProbeFeatures(patches=lambda row: grids[row])
-    group = _Group(features, [ProbeJob("s", targets, np.arange(20))], shape, settings, None, "cpu")
+    group = FitGroup(features, [ProbeJob("s", targets, np.arange(20))], shape, settings, None, "cpu")
     group._backward_full_batch()
     gradients = [parameter.grad.clone() for parameter in group.stack.parameters()]
     group.stack.zero_grad()
