@@ -101,6 +101,19 @@ def reading(shape: Shape = (300, 512, 512), rounds: Rounds = 3) -> None:
 
 
 @app.command()
+def embed(
+    shape: Shape = (150, 512, 512),
+    scans: Annotated[int, typer.Option(help="How many scans.", min=1)] = 20,
+    max_patches: Annotated[int, typer.Option(help="Patch budget.", min=1)] = 8000,
+    workers: Annotated[int, typer.Option(help="Processes that read ahead.", min=0)] = 1,
+) -> None:
+    """Share of `voxelfm embed` outside the model."""
+    from voxelfm_hf.eval.speed_embed import embed_share
+
+    typer.echo(embed_share(shape, scans=scans, max_patches=max_patches, workers=workers))
+
+
+@app.command()
 def train(rounds: Rounds = 3, workers: Annotated[int, typer.Option(help="Loader processes.")] = 0) -> None:
     """A pre-training step, its masks and its loader against the published step built plainly."""
     from voxelfm_hf.eval.speed_training import loader_speed, masking_speed, step_speed

@@ -124,6 +124,9 @@ def _train(recipe: PretrainRecipe, accelerator: Accelerator, parts: RunParts) ->
                 is_kept = run.keep_every and step % run.keep_every == 0
                 if is_main and (is_kept or is_last or result.stop):
                     export_teacher(parts.teacher.backbone, recipe, folder / "teacher")
+                if is_main and is_kept:
+                    # One model folder a kept step: what a curve of probe scores against steps is made from.
+                    export_teacher(parts.teacher.backbone, recipe, folder / "teachers" / f"step-{step:08d}")
             if hopeless:
                 raise VoxelFMError(
                     f"The loss was not finite for {hopeless} steps in a row; the weights of the last good step are in "
