@@ -70,7 +70,7 @@ def results_table(results: dict[str, Any]) -> str:
 
 
 def write_curve(curve: dict[str, Any], out: Path) -> str:
-    """Writes curve.json and curve.png; returns the scores as a Markdown table."""
+    """Writes curve.json, curve.md and curve.png; returns the scores as a Markdown table."""
     with written_file(out / "curve.json") as path:
         path.write_text(json.dumps(curve, indent=1) + "\n")
     with written_file(out / "curve.png") as path:
@@ -83,7 +83,10 @@ def write_curve(curve: dict[str, Any], out: Path) -> str:
     for point in curve["points"]:
         scores = " | ".join(f"{point[task][pooling]:.3f}" for task, pooling in columns)
         lines.append(f"| {point['step']} | {scores} |")
-    return "\n".join(lines)
+    text = "\n".join(lines)
+    with written_file(out / "curve.md") as path:
+        path.write_text(text + "\n")
+    return text
 
 
 def _bars(results: dict[str, Any]):

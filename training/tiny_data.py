@@ -17,7 +17,33 @@ from voxelfm_hf.data.prepare import prepare
 from voxelfm_hf.data.write_scan import write_nifti
 from voxelfm_hf.volumes.errors import LabelError, VoxelFMError
 
-LICENCES = {"lidc": "cc-by-3.0", "openkbp": "mit", "phantom_chests": "apache-2.0", "phantom_lesions": "apache-2.0"}
+# What each data set is, for cards: contents, licence, who has to be named.
+SOURCES = {
+    "lidc": {
+        "what": "Lung nodule crops of LIDC-IDRI (train split; HU values untouched), resampled to cubic voxels.",
+        "licence": "CC BY 3.0",
+        "citation": "Armato SG III et al., Data From LIDC-IDRI, The Cancer Imaging Archive, 2015, "
+        "doi:10.7937/K9/TCIA.2015.LO9QL9SX; Armato SG III et al., Med Phys 38:915-931, 2011; Clark K et al., J Digit "
+        "Imaging 26:1045-1057, 2013.",
+    },
+    "openkbp": {
+        "what": "Head-and-neck planning CT of OpenKBP (train split), about 4 x 4 x 2.5 mm.",
+        "licence": "MIT, (c) 2021 Aaron Babier",
+        "citation": "Babier A et al., Med Phys 48:5549-5561, 2021, doi:10.1002/mp.14845; derived from collections of "
+        "The Cancer Imaging Archive.",
+    },
+    "phantom_chests": {
+        "what": "Synthetic chests made by voxelfm_hf.data.phantom.",
+        "licence": "Apache-2.0",
+        "citation": "No patients.",
+    },
+    "phantom_lesions": {
+        "what": "64 mm cubes round the lesions of other synthetic chests.",
+        "licence": "Apache-2.0",
+        "citation": "No patients.",
+    },
+}
+HUB_LICENCES = {"lidc": "cc-by-3.0", "openkbp": "mit", "phantom_chests": "apache-2.0", "phantom_lesions": "apache-2.0"}
 # Seeds of the synthetic patients; evaluation uses others (see voxelfm_hf.eval.learned).
 FIRST_SEED = {"phantom_chests": 0, "phantom_lesions": 50_000}
 
@@ -29,7 +55,9 @@ def train_list(ct: Path, name: str, out: Path) -> Path:
         with open(labels, newline="", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if row["split"] == "train"]
     except (OSError, KeyError):
-        raise LabelError(f"{labels} cannot be read or has no column split: name the folder with lidc/ and openkbp/") from None
+        raise LabelError(
+            f"{labels} cannot be read or has no column split: name the folder with lidc/ and openkbp/"
+        ) from None
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(out, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -59,7 +87,7 @@ def main() -> int:
     parser.add_argument("--phantoms", type=int, default=300, help="synthetic chests, and as many lesions")
     options = parser.parse_args()
     try:
-        for name, licence in LICENCES.items():
+        for name, licence in HUB_LICENCES.items():
             if name in FIRST_SEED:
                 source = write_phantoms(name, options.phantoms, options.out / "scans" / name)
             else:

@@ -165,12 +165,16 @@ class StoreWriter(FeatureStore):
                     save_file({"patches": np.ascontiguousarray(grid, np.float16)}, path)
             for row in rows:
                 if len(self._rows) == ROWS_A_PART:
+                    self._write_part()
                     self._part, self._rows = self._part + 1, []
                 self._rows.append(row)
-            with written_file(self.folder / f"features-{self._rank:03d}-{self._part:05d}.parquet") as path:
-                pq.write_table(pa.Table.from_pylist(self._rows, schema=SCHEMA), path, compression="zstd")
+            self._write_part()
         except VoxelFMError as error:
             raise StoreError(str(error)) from None
+
+    def _write_part(self) -> None:
+        with written_file(self.folder / f"features-{self._rank:03d}-{self._part:05d}.parquet") as path:
+            pq.write_table(pa.Table.from_pylist(self._rows, schema=SCHEMA), path, compression="zstd")
 
     def write_failures(self, failures: dict[str, str]) -> None:
         """Replaces failures.csv."""

@@ -157,6 +157,9 @@ def test_parts_fill_up_and_stay_readable(tmp_path, monkeypatch):
             assert len(FeatureStore(tmp_path / "store").ids) == number + 1
     assert sorted(FeatureStore(tmp_path / "store").ids) == [str(n) for n in range(8)]
     assert len(list((tmp_path / "store").glob("features-*.parquet"))) == 3
+    writer = StoreWriter(tmp_path / "store", {"model": "m"})
+    writer.add([{**row, "id": f"{number}"} for number in range(8, 19)])  # one scan's regions over several parts
+    assert sorted(map(int, FeatureStore(tmp_path / "store").ids)) == list(range(19))
 
 
 def test_damaged_part_is_named(small_model, scan_folder, tmp_path):

@@ -1,0 +1,138 @@
+"""The embedded small model from its run: `python -m voxelfm_hf.eval.tiny_release RUN --results DIR --out ASSETS`.
+
+RUN is a run folder of `voxelfm_hf.training.pretrain` on the data of `voxelfm_hf.training.tiny_data`; DIR holds what
+`voxelfm_hf.eval.learned` wrote for its teacher, with and without `--curve`.
+"""
+
+import argparse
+import json
+import platform
+import shutil
+import sys
+from datetime import date
+from importlib import resources
+from pathlib import Path
+
+import torch
+import yaml
+
+from voxelfm_hf.files import written_folder
+from voxelfm_hf.hub import load
+from voxelfm_hf.training.tiny_data import SOURCES
+from voxelfm_hf.volumes.errors import ModelError, VoxelFMError
+
+MAX_MEGABYTES = 8
+# What a user's chest CT is scaled down to, so that it embeds in seconds on two cores.
+MAX_PATCHES = 4000
+COMMANDS = (
+    "python -m voxelfm_hf.training.tiny_data CT --out DATA",
+    "accelerate launch -m voxelfm_hf.training.pretrain tiny --data DATA --output_dir RUN",
+)
+SUMMARY = (
+    "A small VoxelFM encoder, trained on two CPU cores so that the package works out of the box. It is no substitute for "
+    "the published weights."
+)
+LIMITS = (
+    "It has seen lung nodule crops, head-and-neck CT at about 4 mm and synthetic chests: other anatomy, finer detail and "
+    "real pathology beyond nodules are outside what it knows. Results on phantoms are synthetic."
+)
+EVALUATION = "python -m voxelfm_hf.eval.learned RUN/teacher --ct CT --out RESULTS"
+CURVE = "python -m voxelfm_hf.eval.learned RUN/teachers --ct CT --out RESULTS --curve"
+
+
+def write_release(run: Path, results: Path, out: Path) -> Path:
+    """Writes weights (bfloat16), configuration, processor, pictures and the generated card.
+
+    Args:
+        run: Run folder with `teacher/`, `data.json`, `environment.json`, `recipe.yaml`, `log.jsonl`.
+        results: Folder with results.md, results.png, curve.md, curve.png.
+        out: Folder to write, new or empty.
+
+    Raises:
+        ModelError: something of the run or the results is missing, or the weights are larger than they may be.
+    """
+    try:
+        data, environment = (json.loads((run / name).read_text()) for name in ("data.json", "environment.json"))
+        recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+        steps = max(json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines())
+        speeds = [json.loads(line) for line in (run / "timing.jsonl").read_text().splitlines()]
+        tables = {name: (results / f"{name}.md").read_text() for name in ("results", "curve")}
+        pictures = [run / "losses.png", results / "results.png", results / "curve.png"]
+        for picture in pictures:
+            picture.stat()
+    except OSError as error:
+        raise ModelError(f"{error.filename} is missing: finish the run and both evaluations first") from None
+    model, processor = load(run / "teacher")
+    model = model.to(torch.bfloat16)
+    processor.max_patches = MAX_PATCHES
+    batch = recipe["run"]["total_batch"]
+    with written_folder(out) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        for code in folder.glob("*.py"):
+            code.unlink()  # the package has them
+        size = (folder / "model.safetensors").stat().st_size
+        if size > MAX_MEGABYTES * 1_000_000:
+            raise ModelError(f"the weights take {size / 1e6:.1f} MB, more than {MAX_MEGABYTES}")
+        for picture in pictures:
+            shutil.copy(picture, folder)
+        card = _card(
+            name="VoxelFM tiny",
+            summary=SUMMARY,
+            limits=LIMITS,
+            sources=[{**source, **SOURCES[source["name"]]} for source in data["sources"]],
+            skipped=data["skipped"],
+            steps=steps,
+            batch=batch,
+            # mean speed between log entries; waiting for data included
+            hours=steps * batch / (sum(s["volumes_per_second"] for s in speeds) / len(speeds)) / 3600,
+            device=f"{environment['device']} ({environment['processes']} process, {torch.get_num_threads()} cores)",
+            machine=f"{torch.get_num_threads()} cores of {platform.machine()}",
+            precision=recipe["run"]["mixed_precision"],
+            parameters=f"{model.num_parameters():,}",
+            hidden_size=model.config.hidden_size,
+            depth=model.config.num_hidden_layers,
+            heads=model.config.num_attention_heads,
+            patch_size=model.config.patch_size,
+            commands=COMMANDS,
+            evaluation_command=EVALUATION,
+            curve_command=CURVE,
+            results=tables["results"],
+            curve=tables["curve"],
+            date=date.today().isoformat(),
+            licence_note="Weights: Apache-2.0, trained on data under the licences above (attribution required).",
+        )
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    return out
+
+
+def _card(**values) -> str:
+    """The card, rendered with the Hub's metadata header."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    header = ModelCardData(
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag="image-feature-extraction",
+        tags=["medical", "computed-tomography", "radiology", "3d", "self-supervised", "voxelfm"],
+    )
+    template = resources.files("voxelfm_hf.model_cards").joinpath("backbone.md").read_text(encoding="utf-8")
+    return str(ModelCard.from_template(header, template_str=template, **values))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="finished run folder")
+    parser.add_argument("--results", type=Path, required=True, help="folder of the two evaluations")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write, new or empty")
+    options = parser.parse_args()
+    try:
+        print(write_release(options.run, options.results, options.out))
+    except VoxelFMError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
