@@ -9,7 +9,7 @@ import torch
 
 from voxelfm_hf.eval.tasks.localization import to_lps
 from voxelfm_hf.eval.tasks.segmentation import segment
-from voxelfm_hf.hub import load, resolve_model, weight_hash
+from voxelfm_hf.hub import EMBEDDED, load, resolve_model, weight_hash
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMGeometry
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.scan_list import Region
@@ -64,7 +64,7 @@ class ProbeReader:
         base = model or config.base_model_name_or_path
         if base is None:
             raise ModelError(f"{probe} does not name its backbone: say which model to use")
-        if model is None and not Path(base).is_dir() and "/" not in str(base):
+        if model is None and base != EMBEDDED and not Path(base).is_dir() and "/" not in str(base):
             raise ModelError(f"{probe} was fitted on features of a local folder named {base}: say where that model is")
         backbone = resolve_model(base)
         try:
@@ -100,12 +100,12 @@ class ProbeReader:
         patches = self.network.patch_features(outputs, geometry.grid).float()
         config = self.probe.config
         if config.task == "segmentation":
-            affine = volume.affine @ patch_to_voxel(geometry)
+            affine = volume.affine @ geometry.patch_to_voxel()
             labels = segment(self.probe, patches[0].cpu().numpy(), affine, volume, device=self.device)
             return Answer(label_map=labels, notes=geometry.notes)
         found = self.probe.predict(cls=outputs.pooler_output.float(), patches=patches)
         if config.task == "localization":
-            affine = volume.affine @ patch_to_voxel(geometry)
+            affine = volume.affine @ geometry.patch_to_voxel()
             points = to_lps(found.predictions[0].cpu().numpy(), affine, np.array(geometry.grid))
             return Answer(points_lps=points, notes=geometry.notes)
         return self._numbers(found, geometry)
@@ -126,12 +126,3 @@ class ProbeReader:
         if found.low is not None:
             intervals = dict(zip(names, zip(found.low[0].tolist(), found.high[0].tolist(), strict=True), strict=True))
         return Answer(values=values, positive=positive, intervals=intervals, units=units, notes=geometry.notes)
-
-
-def patch_to_voxel(geometry: VoxelFMGeometry) -> np.ndarray:
-    """4x4: patch index (d, h, w, 1) -> voxel index (z, y, x, 1) of its centre, fractional."""
-    centres = geometry.patch_centres()
-    size = (np.array(geometry.region_stop) - geometry.region_start) / geometry.grid
-    matrix = np.diag([*size, 1.0])
-    matrix[:3, 3] = centres[0, 0, 0]
-    return matrix

@@ -50,6 +50,13 @@ class VoxelFMGeometry:
         ]
         return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
 
+    def patch_to_voxel(self) -> np.ndarray:
+        """4x4: patch index (d, h, w, 1) -> voxel index (z, y, x, 1) of its centre, fractional."""
+        size = (np.array(self.region_stop) - self.region_start) / self.grid
+        matrix = np.diag([*size, 1.0])
+        matrix[:3, 3] = self.region_start + size / 2 - 0.5
+        return matrix
+
 
 def _box_sums(values: np.ndarray, kernel: int, axes: Sequence[int]) -> np.ndarray:
     """Sums over centred windows of `kernel` along the axes, zero outside; int64."""

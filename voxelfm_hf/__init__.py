@@ -16,6 +16,7 @@ _EXPORTS = {
     "VoxelFMConfig": "voxelfm_hf.modeling.configuration_voxelfm",
     "VoxelFMModel": "voxelfm_hf.modeling.modeling_voxelfm",
     "VoxelFMBackbone": "voxelfm_hf.modeling.modeling_voxelfm",
+    "VoxelFMProbe": "voxelfm_hf.modeling.modeling_voxelfm_probe",
     "VoxelFMImageProcessor": "voxelfm_hf.modeling.image_processing_voxelfm",
     "Volume": "voxelfm_hf.volumes",
     "read_volume": "voxelfm_hf.volumes",

@@ -26,6 +26,19 @@ def _register_models(auto) -> None:
     auto.AutoBackbone.register(VoxelFMConfig, VoxelFMBackbone, exist_ok=True)
 
 
+def _register_probe_config(auto) -> None:
+    from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
+
+    auto.AutoConfig.register(VoxelFMProbeConfig.model_type, VoxelFMProbeConfig, exist_ok=True)
+
+
+def _register_probe(auto) -> None:
+    from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
+    from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
+
+    auto.AutoModel.register(VoxelFMProbeConfig, VoxelFMProbe, exist_ok=True)
+
+
 def _register_image_processor(auto) -> None:
     from voxelfm_hf.modeling.configuration_voxelfm import VoxelFMConfig
     from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMImageProcessor
@@ -50,6 +63,14 @@ _REGISTRATIONS = [
         "transformers.models.auto.configuration_auto", "voxelfm_hf.modeling.configuration_voxelfm", _register_config
     ),
     _Registration("transformers.models.auto.modeling_auto", "voxelfm_hf.modeling.modeling_voxelfm", _register_models),
+    _Registration(
+        "transformers.models.auto.configuration_auto",
+        "voxelfm_hf.modeling.configuration_voxelfm_probe",
+        _register_probe_config,
+    ),
+    _Registration(
+        "transformers.models.auto.modeling_auto", "voxelfm_hf.modeling.modeling_voxelfm_probe", _register_probe
+    ),
     _Registration(
         "transformers.models.auto.image_processing_auto",
         "voxelfm_hf.modeling.image_processing_voxelfm",

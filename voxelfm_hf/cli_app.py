@@ -21,8 +21,7 @@ console = Console()
 errors = Console(stderr=True)
 
 ModelOption = Annotated[
-    str | None,
-    typer.Option("--model", "-m", help="Model folder or Hub id; by default the small model inside the package."),
+    str, typer.Option("--model", "-m", help="Model folder or Hub id; tiny is the small model inside the package.")
 ]
 AssumeHU = Annotated[bool, typer.Option("--assume-hu", help="Take the values as HU even if they do not look like it.")]
 Series = Annotated[int | None, typer.Option(help="Series of a DICOM folder, by the number that `voxelfm info` lists.")]
@@ -50,12 +49,6 @@ def parse_spacing(text: str | None) -> tuple[float, float, float] | None:
     except ValueError:
         raise ScanError(f"--spacing takes three numbers z,y,x in mm, for example 2.5,0.7,0.7, got {text}") from None
     return z, y, x
-
-
-def model_or_default(model: str | None) -> str:
-    from voxelfm_hf.hub import embedded_model
-
-    return str(embedded_model()) if model is None else model
 
 
 def quiet_libraries() -> None:

@@ -7,15 +7,16 @@ import typer
 
 from voxelfm_hf.cli_app import (
     AssumeHU,
+    ModelOption,
     advance,
     app,
     console,
-    model_or_default,
     plain,
     progress_bar,
     quiet_libraries,
     report_failures,
 )
+from voxelfm_hf.hub import EMBEDDED
 
 
 @app.command()
@@ -70,9 +71,7 @@ def describe(
     data: Annotated[Path, typer.Argument(help="Prepared shards, a feature store, or a folder of scans.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where card, numbers and pictures go.")] = None,
     against: Annotated[Path | None, typer.Option(help="Another data set: how far DATA lies from it.")] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Model for --against; by default the small one.")
-    ] = None,
+    model: ModelOption = EMBEDDED,
     max_scans: Annotated[int, typer.Option(min=2, help="At most so many scans a side are compared.")] = 500,
 ) -> None:
     """What scans are: spacing, field of view, HU, body region, noise, duplicates; and how far they lie from others.
@@ -90,7 +89,7 @@ def describe(
             data,
             out=out,
             against=against,
-            model=model_or_default(model) if against else None,
+            model=model if against else None,
             max_scans=max_scans,
             progress=lambda done, total: advance(progress, "scans/s", done=done, total=total),
         )

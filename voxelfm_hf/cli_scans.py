@@ -17,13 +17,13 @@ from voxelfm_hf.cli_app import (
     app,
     console,
     errors,
-    model_or_default,
     parse_spacing,
     plain,
     progress_bar,
     quiet_libraries,
     report_failures,
 )
+from voxelfm_hf.hub import EMBEDDED
 from voxelfm_hf.volumes.errors import ScanError
 
 
@@ -83,7 +83,7 @@ def embed(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Feature store: a folder, new or made by the same settings.")
     ] = ...,  # type: ignore[assignment]
-    model: ModelOption = None,
+    model: ModelOption = EMBEDDED,
     patches: Annotated[bool, typer.Option("--patches", help="Also keep the features of every patch.")] = False,
     max_patches: Annotated[int | None, typer.Option(min=1, help="Patch budget a scan; more detail, more time.")] = None,
     pad: Annotated[bool, typer.Option("--pad", help="Pad scans thinner than one patch by their edge values.")] = False,
@@ -137,7 +137,7 @@ def embed(
     with progress:
         summary = embed_scans(
             tasks,
-            model_or_default(model),
+            model,
             out,
             options,
             on_start=lambda total: progress.update(progress.task_ids[0], total=total),
@@ -154,7 +154,7 @@ def embed(
 def picture(
     scan: Annotated[Path, typer.Argument(help="Scan file or DICOM folder.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG to write.")],
-    model: ModelOption = None,
+    model: ModelOption = EMBEDDED,
     features: Annotated[
         bool, typer.Option("--features/--no-features", help="Add the principal components of patch features as colour.")
     ] = True,
@@ -180,7 +180,7 @@ def picture(
         from voxelfm_hf.hub import load
 
         quiet_libraries()
-        network, processor = load(model_or_default(model))
+        network, processor = load(model)
         processor.max_patches = max_patches or processor.max_patches
         processor.pad_thin = pad
         try:

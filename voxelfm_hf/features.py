@@ -264,20 +264,12 @@ def _prepare_one(scan: Scan, identifier: str, volume: Volume, region: Region | N
         "field_of_view_mm": [
             n * processor.patch_size * mm for n, mm in zip(geometry.grid, geometry.spacing_mm, strict=True)
         ],
-        "patch_affine": (volume.affine @ _patch_to_voxel(geometry)).ravel().tolist(),
+        "patch_affine": (volume.affine @ geometry.patch_to_voxel()).ravel().tolist(),
         "notes": [*volume.notes, *geometry.notes],
     }
     voxels = voxels.to(_worker["dtype"])
     # numpy knows no bfloat16; its bits travel as int16
     return Prepared((voxels.view(torch.int16) if voxels.dtype == torch.bfloat16 else voxels).numpy(), facts)
-
-
-def _patch_to_voxel(geometry: VoxelFMGeometry) -> np.ndarray:
-    """4x4: patch index (d, h, w, 1) -> voxel index (z, y, x, 1) of its centre."""
-    size = (np.array(geometry.region_stop) - geometry.region_start) / geometry.grid
-    matrix = np.diag([*size, 1.0])
-    matrix[:3, 3] = geometry.region_start + size / 2 - 0.5
-    return matrix
 
 
 def _reason(scan: Scan, error: Exception) -> str:

@@ -4,12 +4,12 @@ from contextlib import ExitStack
 from importlib import resources
 from pathlib import Path
 
-import torch
-
 from voxelfm_hf.volumes.errors import ModelError, VoxelFMError
 
 # The published weights are a training checkpoint; these files of the repository are all it takes to convert them.
 PUBLISHED = {"rmaguado/VoxelFM": ("vitb_3d/checkpoints/99999.pth", "vitb_3d/config.yaml")}
+# The small model inside the package, wherever a model is named.
+EMBEDDED = "tiny"
 # Raised when a conversion's result changes, so that older cached ones are not used.
 CONVERSION = 1
 
@@ -18,8 +18,8 @@ def load(model: str | Path, *, revision: str | None = None, **kwargs):
     """The model and its image processor, ready for inference.
 
     Args:
-        model: A folder, a Hub repository in transformers format, or "rmaguado/VoxelFM": the published .pth is then
-            downloaded and converted once into the Hugging Face cache.
+        model: A folder, "tiny" (inside the package), a Hub repository in transformers format, or "rmaguado/VoxelFM":
+            the published .pth is then downloaded and converted once into the Hugging Face cache.
         revision: Branch, tag or commit on the Hub.
         **kwargs: Passed to `AutoModel.from_pretrained` (`dtype`, `device_map`, `attn_implementation`, ...).
 
@@ -49,6 +49,8 @@ def resolve_model(model: str | Path, *, revision: str | None = None) -> Path:
     """The local folder of a model: itself, or the cached snapshot of a Hub repository."""
     if Path(model).is_dir():
         return Path(model)
+    if str(model) == EMBEDDED:
+        return embedded_model()
     if Path(model).exists():
         raise ModelError(f"{model} is a file: name the folder of a model, or convert a .pth with `voxelfm convert`")
     if str(model) in PUBLISHED:
@@ -93,6 +95,7 @@ def weight_hash(folder: str | Path) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of all tensors of a model folder, the same however it is sharded."""
     import hashlib
 
+    import torch
     from safetensors import safe_open
 
     files = sorted(Path(folder).glob("*.safetensors"))

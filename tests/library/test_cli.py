@@ -17,7 +17,7 @@ def voxelfm(*arguments, **environment):
 def test_help_names_every_command_and_teaches_by_example():
     assert voxelfm().returncode == 2  # no command: help, as for any wrong use
     text = voxelfm("--help").stdout
-    for name in ("info", "embed", "picture", "prepare", "describe", "label", "convert", "demo"):
+    for name in ("info", "embed", "picture", "prepare", "describe", "label", "probe", "predict", "convert", "demo"):
         assert name in text
         assert f"Example: voxelfm {name}" in voxelfm(name, "--help").stdout
 
@@ -114,3 +114,36 @@ def test_picture_and_demo(small_model, scan_folder, tmp_path):
     assert demo.returncode == 0, demo.stderr
     assert "equal bit for bit" in demo.stdout and (tmp_path / "demo" / "picture-0.png").is_file()
     assert voxelfm("demo", "--out", tmp_path / "demo").returncode == 0
+
+
+def test_probe_fits_and_answers_from_a_file(small_model, tmp_path):
+    from voxelfm_hf.data.phantom import make_phantom
+    from voxelfm_hf.data.write_scan import write_nifti
+
+    lines = ["id,patient,effusion"]
+    for seed in range(30):
+        phantom = make_phantom(seed, shape=(24, 32, 32))
+        write_nifti(phantom.volume, tmp_path / "scans" / f"{seed}.nii.gz")
+        lines.append(f"{seed}.nii.gz,{seed},{phantom.facts.findings.labels()['pleural_effusion']}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n")
+    store, probe = tmp_path / "store", tmp_path / "probe"
+    embedded = voxelfm("embed", tmp_path / "scans", "--out", store, "--model", small_model, "--workers", "0")
+    assert embedded.returncode == 0, embedded.stderr
+    arguments = ["probe", store, tmp_path / "labels.csv", "--task", "classification", "--target", "effusion"]
+    fitted = voxelfm(*arguments, "--out", probe)
+    assert fitted.returncode == 0, fitted.stderr
+    assert "auroc" in fitted.stdout and (probe / "model.safetensors").is_file()
+
+    scan = tmp_path / "scans" / "0.nii.gz"
+    unnamed = voxelfm("predict", scan, "--probe", probe)
+    assert unnamed.returncode == 2 and "say where that model is" in unnamed.stderr
+    other = voxelfm("predict", scan, "--probe", probe, "--model", "tiny")
+    assert other.returncode == 2 and "weights" in other.stderr
+    arguments = ["predict", scan, tmp_path / "gone.nii", "--probe", probe, "--model", small_model, "--json"]
+    answered = voxelfm(*arguments, "--out", tmp_path / "answers")
+    assert answered.returncode == 3 and "gone.nii" in answered.stderr
+    answer = json.loads(answered.stdout)
+    assert 0 <= answer["values"]["effusion"] <= 1
+    assert (tmp_path / "answers" / "0.nii.gz" / "picture.png").is_file()
+    wrong = voxelfm("probe", store, tmp_path / "labels.csv", "--task", "nonsense", "--out", tmp_path / "x")
+    assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
