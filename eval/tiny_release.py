@@ -26,15 +26,15 @@ MAX_MEGABYTES = 8
 MAX_PATCHES = 4000
 COMMANDS = (
     "python -m voxelfm_hf.training.tiny_data CT --out DATA",
-    "accelerate launch -m voxelfm_hf.training.pretrain tiny --data DATA --output_dir RUN",
+    "accelerate launch -m voxelfm_hf.training.pretrain DATA/recipe.yaml --output_dir RUN",
 )
 SUMMARY = (
-    "A small VoxelFM encoder, trained on two CPU cores so that the package works out of the box. It is no substitute for "
-    "the published weights."
+    "A small VoxelFM encoder, trained on two CPU cores so that the package works out of the box. It is no substitute "
+    "for the published weights."
 )
 LIMITS = (
-    "It has seen lung nodule crops, head-and-neck CT at about 4 mm and synthetic chests: other anatomy, finer detail and "
-    "real pathology beyond nodules are outside what it knows. Results on phantoms are synthetic."
+    "It has seen lung nodule crops, head-and-neck CT at about 4 mm and synthetic chests: other anatomy, finer detail "
+    "and real pathology beyond nodules are outside what it knows. Results on phantoms are synthetic."
 )
 EVALUATION = "python -m voxelfm_hf.eval.learned RUN/teacher --ct CT --out RESULTS"
 CURVE = "python -m voxelfm_hf.eval.learned RUN/teachers --ct CT --out RESULTS --curve"

@@ -2,19 +2,23 @@
 
 CT is a folder with `lidc/` (nodule crops of LIDC-IDRI) and `openkbp/` (head-and-neck planning CT), each with a
 labels.csv that names files and splits. Only their train splits are used; chests and lesions of synthetic patients are
-added. DATA then holds four prepared data sets: lidc, openkbp, phantom_chests, phantom_lesions.
+added. DATA then holds four prepared data sets, lidc, openkbp, phantom_chests and phantom_lesions, and recipe.yaml: the
+packaged recipe `tiny` on these data.
 """
 
 import argparse
 import csv
 import sys
+from importlib import resources
 from pathlib import Path
 
+import yaml
 from tqdm import tqdm
 
 from voxelfm_hf.data.phantom import make_phantom
 from voxelfm_hf.data.prepare import prepare
 from voxelfm_hf.data.write_scan import write_nifti
+from voxelfm_hf.files import written_file
 from voxelfm_hf.volumes.errors import LabelError, VoxelFMError
 
 # What each data set is, for cards: contents, licence, who has to be named.
@@ -44,6 +48,8 @@ SOURCES = {
     },
 }
 HUB_LICENCES = {"lidc": "cc-by-3.0", "openkbp": "mit", "phantom_chests": "apache-2.0", "phantom_lesions": "apache-2.0"}
+# Shares of the volumes a run sees.
+WEIGHTS = {"lidc": 0.2, "openkbp": 0.3, "phantom_chests": 0.15, "phantom_lesions": 0.35}
 # Seeds of the synthetic patients; evaluation uses others (see voxelfm_hf.eval.learned).
 FIRST_SEED = {"phantom_chests": 0, "phantom_lesions": 50_000}
 
@@ -80,6 +86,15 @@ def write_phantoms(name: str, count: int, folder: Path) -> Path:
     return folder
 
 
+def write_recipe(folder: Path) -> Path:
+    """Writes the packaged recipe `tiny` with the data sets of the folder, mixed by `WEIGHTS`."""
+    recipe = resources.files("voxelfm_hf.training").joinpath("recipes/tiny.yaml").read_text(encoding="utf-8")
+    data = [{"data": str((folder / name).resolve()), "weight": weight} for name, weight in WEIGHTS.items()]
+    with written_file(folder / "recipe.yaml") as path:
+        path.write_text(recipe + yaml.safe_dump({"data": data}), encoding="utf-8")
+    return folder / "recipe.yaml"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ct", type=Path, help="folder with lidc/ and openkbp/")
@@ -94,6 +109,7 @@ def main() -> int:
                 source = train_list(options.ct, name, options.out / "scans" / f"{name}.csv")
             summary = prepare(source, options.out / name, name=name, license=licence)
             print(f"{options.out / name}: {summary}")
+        print(write_recipe(options.out))
     except VoxelFMError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
