@@ -186,8 +186,8 @@ rows = 0
 for _ in range(20):
     child = os.fork()
     if not child:
-        # SIGALRM without a handler ends the process at once, wherever it is
-        signal.setitimer(signal.ITIMER_REAL, random.uniform(0.1, 1.0))
+        # SIGPROF without a handler ends the process at once, after so much computing (whatever else the machine does)
+        signal.setitimer(signal.ITIMER_PROF, random.uniform(0.05, 0.8))
         embed_scans(tasks, model, store, options)
         os._exit(0)
     os.waitpid(child, 0)
@@ -316,3 +316,66 @@ def test_a_crashed_worker_costs_one_task():
     results = dict(read_ahead(_double, tasks, workers=2, setup=_nothing))
     assert isinstance(results.pop("crash"), WorkerCrash)
     assert results == {name: name * 2 for name in "abcde"}
+
+
+def test_all_48_orientations_and_formats_give_one_embedding(small_model, tmp_path, phantom_volume):
+    import itertools
+
+    import nibabel
+    import SimpleITK
+
+    from voxelfm_hf.data.write_scan import write_dicom_series
+
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    image = phantom_volume.restore(phantom_volume.hu)
+    start = nibabel.io_orientation(image.affine)
+    for axes in itertools.permutations("RAS"):
+        for flips in itertools.product((False, True), repeat=3):
+            opposite = {"R": "L", "A": "P", "S": "I"}
+            codes = [opposite[a] if flip else a for a, flip in zip(axes, flips, strict=True)]
+            turn = nibabel.orientations.ornt_transform(start, nibabel.orientations.axcodes2ornt(codes))
+            nibabel.save(image.as_reoriented(turn), folder / f"{''.join(codes)}.nii.gz")
+    write_dicom_series(phantom_volume, folder / "dicom")
+    plain = SimpleITK.ReadImage(str(folder / "RAS.nii.gz"))
+    for name in ("scan.nrrd", "scan.mha"):
+        SimpleITK.WriteImage(plain, str(folder / name))
+    summary = embed_scans(tasks_of(folder), small_model, tmp_path / "store", FP32)
+    assert (summary.added, summary.failures) == (51, {})
+    store = FeatureStore(tmp_path / "store")
+    assert (store.cls == store.cls[0]).all() and len({tuple(s) for s in store.table["spacing_mm"].to_pylist()}) == 1
+
+
+def test_patient_data_of_headers_reach_no_store(small_model, tmp_path, phantom_volume):
+    import pydicom
+
+    from voxelfm_hf.data.write_scan import write_dicom_series
+
+    secrets = {
+        "PatientName": "SECRETNAME^ERIKA",
+        "PatientID": "SECRETID77",
+        "PatientBirthDate": "19610203",
+        "AccessionNumber": "SECRETACC",
+        "StudyDescription": "SECRETSTUDY",
+        "SeriesDescription": "SECRETSERIES",
+        "InstitutionName": "SECRETHOSPITAL",
+        "PatientComments": "SECRETCOMMENT",
+    }
+    for case in ("good", "bad"):
+        folder = write_dicom_series(phantom_volume, tmp_path / "scans" / case)
+        for path in folder.iterdir():
+            dataset = pydicom.dcmread(path)
+            for keyword, value in secrets.items():
+                setattr(dataset, keyword, value)
+            if case == "bad":
+                dataset.Modality = "MR"
+            dataset.save_as(path)
+            uid = dataset.SeriesInstanceUID
+    summary = embed_scans(
+        tasks_of(tmp_path / "scans"), small_model, tmp_path / "store", EmbedOptions(patches=True, dtype="float32")
+    )
+    assert summary.added == 1 and summary.failures.keys() == {"bad"}
+    written = b"".join(path.read_bytes() for path in (tmp_path / "store").rglob("*") if path.is_file())
+    written += repr(summary).encode()
+    for value in [*secrets.values(), uid, "SECRET", "ERIKA", "19610203"]:
+        assert value.encode() not in written
