@@ -107,7 +107,9 @@ def _build_models(recipe: PretrainRecipe, accelerator: Accelerator) -> tuple[nn.
     for backbone in (student.backbone, teacher.backbone):
         choose_attention(backbone, accelerator)
     if recipe.run.checkpoint_activations:
-        student.backbone.activation_checkpointing_enable()
+        # transformers before 5.23 knows only the older name, later ones warn about it
+        enable = getattr(student.backbone, "activation_checkpointing_enable", None)
+        (enable or student.backbone.gradient_checkpointing_enable)()
     if recipe.run.compile:
         student.backbone.compile()
         teacher.backbone.compile()
