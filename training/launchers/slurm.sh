@@ -2,7 +2,7 @@
 # Two nodes of eight GPUs, one task a GPU (not run by the authors: adapt it to your cluster).
 # Ten minutes before the end Slurm sends USR1 to every task; the run saves, ends cleanly, and the job queues again.
 # Every start is the same command: a run found in the folder goes on.
-#   sbatch training/launch/slurm.sh base /data/shards /runs/base
+#   sbatch training/launchers/slurm.sh base /data/shards /runs/base
 #SBATCH --job-name=voxelfm
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8
