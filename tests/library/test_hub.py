@@ -3,17 +3,14 @@
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+from tests.library.loopback_hub import COMMIT, hub_environment, loopback_hub
 from voxelfm_hf import load
 from voxelfm_hf.hub import weight_hash
 from voxelfm_hf.volumes.errors import ModelError
-
-sys.path.insert(0, str(Path(__file__).parent))
-from loopback_hub import COMMIT, hub_environment, loopback_hub  # noqa: E402
 
 PRINT_HASH = (
     "import sys, torch, voxelfm_hf\n"
