@@ -213,7 +213,7 @@ def curve_models(entries: Sequence[str]) -> dict[int, Path]:
             found[int(step)] = Path(folder)
             continue
         for config in Path(entry).glob("**/config.json"):
-            number = re.search(r"(\d+)$", config.parent.name)
+            number = re.fullmatch(r"step-?(\d+)", config.parent.name)
             if number:
                 found[int(number[1])] = config.parent
     if not found:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-STRENGTHS = tuple(10.0**power for power in range(-5, 2))
+STRENGTHS = tuple(10.0**power for power in range(-4, 2))
 INNER_FOLDS = 3
 
 
@@ -35,20 +35,38 @@ def out_of_fold(
         (seeds, n, K) probabilities.
     """
     from sklearn.model_selection import StratifiedGroupKFold
+    from threadpoolctl import threadpool_limits
 
     labels, patients = np.asarray(labels), np.asarray(patients)
     found = np.zeros((len(features), len(labels), labels.max() + 1))
-    for seed, values in enumerate(features):
-        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-        for train, test in splitter.split(values, labels, patients):
-            strength, scores = _strength(values[train], labels[train], patients[train], found.shape[2], strengths, seed)
-            probabilities = _fit(values[train], labels[train], strength, values[test], found.shape[2])
-            if covariates is not None:
-                inner = np.column_stack([_log_odds(scores), covariates[train]])
-                outer = np.column_stack([_log_odds(probabilities), covariates[test]])
-                probabilities = _fit(inner, labels[train], 1.0, outer, found.shape[2])
-            found[seed, test] = probabilities
+    # The fits are tiny: threads would only wait for each other.
+    with threadpool_limits(1):
+        for seed, values in enumerate(features):
+            splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+            for train, test in splitter.split(values, labels, patients):
+                found[seed, test] = _fold(values, labels, patients, covariates, train, test, strengths, seed)
     return found
+
+
+def _fold(
+    features: np.ndarray,
+    labels: np.ndarray,
+    patients: np.ndarray,
+    covariates: np.ndarray | None,
+    train: np.ndarray,
+    test: np.ndarray,
+    strengths: Sequence[float],
+    seed: int,
+) -> np.ndarray:
+    """Probabilities (m, K) of the test rows from a probe on the training rows."""
+    classes = labels.max() + 1
+    strength, scores = _strength(features[train], labels[train], patients[train], classes, strengths, seed)
+    probabilities = _fit(features[train], labels[train], strength, features[test], classes)
+    if covariates is None:
+        return probabilities
+    inner = np.column_stack([_log_odds(scores), covariates[train]])
+    outer = np.column_stack([_log_odds(probabilities), covariates[test]])
+    return _fit(inner, labels[train], 1.0, outer, classes)
 
 
 def _strength(
