@@ -81,7 +81,7 @@ def write_release(run: Path, results: Path, out: Path) -> Path:
             summary=SUMMARY,
             limits=LIMITS,
             sources=[{**source, **SOURCES[source["name"]]} for source in data["sources"]],
-            skipped=data["skipped"],
+            skipped=f"{data['skipped']} volumes were skipped: one side has too few voxels (`min_side` in the recipe).",
             steps=steps,
             batch=batch,
             # mean speed between log entries; waiting for data included

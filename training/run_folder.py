@@ -200,7 +200,7 @@ def write_card(
         f"({facts['volumes']:,} in total); {facts['bad_steps']} skipped because the loss was not finite.",
         f"- Time: {facts['hours']:.2f} hours on {facts['environment']['processes']} process(es), "
         f"{facts['environment']['device']}, mixed precision {run.mixed_precision}.",
-        f"- Data (fingerprint `{data['fingerprint']}`; {data['skipped'].rstrip('.')}):",
+        f"- Data (fingerprint `{data['fingerprint']}`; {data['skipped']} volumes skipped, see `skipped.jsonl`):",
         *(f"  - {source['name']}: {source['scans'] or 'an unknown number of'} scans" for source in data["sources"]),
         "",
         "![losses](losses.png)",
