@@ -59,8 +59,6 @@ def run_demo(out: str | Path, *, seed: int = 0, say: Callable[[str], None] = pri
         title="synthetic chest CT",
     )
     say(f"picture: {picture}")
-    if "random" in (model / "README.md").read_text(encoding="utf-8"):
-        say("The model inside the package has random weights for now: its features show the path, not an anatomy.")
     say(
         "\nnext, with your own scans:\n"
         "  voxelfm info SCAN                      what a file is\n"

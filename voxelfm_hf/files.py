@@ -49,7 +49,9 @@ def written_folder(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         yield temporary
-        os.chmod(temporary, 0o777 & ~_umask())
+        # Temporary folders, and some libraries' files, are private to the user.
+        for written in (temporary, *temporary.rglob("*")):
+            os.chmod(written, (0o777 if written.is_dir() else 0o666) & ~_umask())
         if path.exists():
             path.rmdir()
         os.replace(temporary, path)
@@ -61,7 +63,7 @@ def written_folder(path: str | Path) -> Iterator[Path]:
 
 
 def _umask() -> int:
-    """The process's umask, which temporary files ignore (they are private to the user)."""
+    """The process's umask, which temporary files ignore."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
