@@ -66,6 +66,9 @@ def results_table(results: dict[str, Any]) -> str:
             ),
             "",
         ]
+    for name, poolings in results["better"].items():
+        verdicts = ", ".join(f"{pooling} {'yes' if is_better else 'no'}" for pooling, is_better in poolings.items())
+        lines.append(f"Better than the untrained model and the histogram, intervals above 0, on {name}: {verdicts}.")
     return "\n".join(lines)
 
 

@@ -29,7 +29,7 @@ def out_of_fold(
         covariates: (n, k) numbers beside the features, weighed against the probe's score by a second logistic
             regression that is fitted on scores the inner cross-validation held out (two classes only).
         folds: Of the outer cross-validation.
-        strengths: C to choose from.
+        strengths: C to choose from, ascending.
 
     Returns:
         (seeds, n, K) probabilities.
@@ -61,12 +61,12 @@ def _fold(
     """Probabilities (m, K) of the test rows from a probe on the training rows."""
     classes = labels.max() + 1
     strength, scores = _strength(features[train], labels[train], patients[train], classes, strengths, seed)
-    probabilities = _fit(features[train], labels[train], strength, features[test], classes)
+    (probabilities,) = _fit(features[train], labels[train], [strength], features[test], classes)
     if covariates is None:
         return probabilities
     inner = np.column_stack([_log_odds(scores), covariates[train]])
     outer = np.column_stack([_log_odds(probabilities), covariates[test]])
-    return _fit(inner, labels[train], 1.0, outer, classes)
+    return _fit(inner, labels[train], [1.0], outer, classes)[0]
 
 
 def _strength(
@@ -76,32 +76,29 @@ def _strength(
     from sklearn.model_selection import StratifiedGroupKFold
 
     splitter = StratifiedGroupKFold(INNER_FOLDS, shuffle=True, random_state=seed)
-    splits = list(splitter.split(features, labels, patients))
-    held_out = {strength: np.zeros((len(labels), classes)) for strength in strengths}
-    for train, test in splits:
-        for strength in strengths:
-            held_out[strength][test] = _fit(features[train], labels[train], strength, features[test], classes)
+    held_out = np.zeros((len(strengths), len(labels), classes))
+    for train, test in splitter.split(features, labels, patients):
+        held_out[:, test] = _fit(features[train], labels[train], strengths, features[test], classes)
     weights = 1 / np.bincount(labels, minlength=classes)[labels]
-    losses = {
-        strength: (weights * -np.log(np.clip(found[np.arange(len(labels)), labels], 1e-6, None))).sum()
-        for strength, found in held_out.items()
-    }
-    best = min(strengths, key=lambda strength: losses[strength])
-    return best, held_out[best]
+    likelihoods = np.log(np.clip(held_out[:, np.arange(len(labels)), labels], 1e-6, None))
+    best = int((likelihoods @ weights).argmax())
+    return strengths[best], held_out[best]
 
 
-def _fit(features: np.ndarray, labels: np.ndarray, strength: float, test: np.ndarray, classes: int) -> np.ndarray:
-    """Probabilities (m, K) of the test rows; 0 for classes without a training row."""
+def _fit(
+    features: np.ndarray, labels: np.ndarray, strengths: Sequence[float], test: np.ndarray, classes: int
+) -> np.ndarray:
+    """Probabilities (strengths, m, K) of the test rows; 0 for classes without a training row."""
     from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    probe = make_pipeline(
-        StandardScaler(), LogisticRegression(C=strength, class_weight="balanced", max_iter=1000, tol=1e-4)
-    )
-    probe.fit(features, labels)
-    found = np.zeros((len(test), classes))
-    found[:, probe.classes_] = probe.predict_proba(test)
+    scaler = StandardScaler().fit(features)
+    # From weak to strong, each fit starts where the one before ended.
+    probe = LogisticRegression(class_weight="balanced", max_iter=1000, tol=1e-4, warm_start=True)
+    found = np.zeros((len(strengths), len(test), classes))
+    for index, strength in enumerate(strengths):
+        probe.set_params(C=strength).fit(scaler.transform(features), labels)
+        found[index][:, probe.classes_] = probe.predict_proba(scaler.transform(test))
     return found
 
 

@@ -269,6 +269,17 @@ def test_a_second_run_reads_the_stores(model, cases, tmp_path, monkeypatch):
     np.testing.assert_array_equal(first["patch mean"], again["patch mean"])
 
 
+def test_verdict_needs_both_intervals_above_zero():
+    lows = {"untrained CLS": 0.01, "histogram": -0.01, "untrained patch mean": 0.02}
+    differences = [
+        {"task": task, "encoder": f"trained {pooling} - {other}", "low": low + (pooling == "patch mean") * 0.05}
+        for task in ("organ", "nodule")
+        for pooling in ("CLS", "patch mean")
+        for other, low in lows.items()
+    ]
+    assert learned.better(differences) == {"organ": {"CLS": False, "patch mean": True}}
+
+
 def test_curve_from_a_folder_of_checkpoints(model, cases, tmp_path, monkeypatch):
     monkeypatch.setattr(learned, "read_cases", lambda *_: [cases])
     run = tmp_path / "run" / "teachers"
