@@ -1,4 +1,4 @@
-"""Shared fixtures: offline libraries, one compute thread a test, parity data, and real scans where the machine has them."""
+"""Shared fixtures: offline libraries, parity data, and real scans where the machine has them."""
 
 import os
 from pathlib import Path
