@@ -71,7 +71,7 @@ def background_speed(shape: Triple, *, rounds: int = 3) -> PreparationSpeed:
         rounds: Alternating repetitions; the medians count.
     """
     hu = noisy_ct(shape)
-    difference = np.abs(np.subtract(background_box(hu), dense_box(hu))).max()
+    difference = np.abs(np.subtract(background_box(hu) or [], dense_box(hu) or [])).max()
     actions = {"ours": lambda: background_box(hu), "published": lambda: dense_box(hu)}
     seconds = interleaved_seconds(actions, rounds=rounds, warm_up=False)
     return PreparationSpeed("background box", shape, seconds["ours"], seconds["published"], float(difference))

@@ -7,13 +7,14 @@ once; nothing larger than its input or its output is ever in memory.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.processing_utils import ImagesKwargs
 
-Triple = tuple[int, int, int]
+Size = tuple[int, ...]
 # No CT spans this much; larger products of size and spacing are wrong spacings.
 MAX_FIELD_OF_VIEW_MM = 4000.0
 # Voxels converted to float at a time, and output rows of one block of a banded matrix product.
@@ -36,7 +37,7 @@ class VoxelFMGeometry:
         notes: What was assumed or could not be done as asked, one sentence each.
     """
 
-    grid: Triple
+    grid: Size
     region_start: tuple[float, float, float]
     region_stop: tuple[float, float, float]
     spacing_mm: tuple[float, float, float]
@@ -118,11 +119,12 @@ def background_box(hu: np.ndarray, threshold: float = -800.0, kernel: int = 21) 
         if first is None:
             return None
         last = _first_plane(mask, axis, candidates[::-1], kernel)
+        assert last is not None  # the plane found from the other side is one
         box.append((max(0, first - half), min(mask.shape[axis], last + half + 1)))
     return box
 
 
-def isotropic_size(shape: Sequence[int], spacing: Sequence[float], min_spacing_mm: float = 0.75) -> Triple:
+def isotropic_size(shape: Sequence[int], spacing: Sequence[float], min_spacing_mm: float = 0.75) -> Size:
     """The shape after resampling to cubic voxels of max(min(spacing), `min_spacing_mm`); as it is if already cubic."""
     if len(set(spacing)) == 1:
         return tuple(shape)
@@ -130,7 +132,7 @@ def isotropic_size(shape: Sequence[int], spacing: Sequence[float], min_spacing_m
     return tuple(max(1, round(n * s / target)) for n, s in zip(shape, spacing, strict=True))
 
 
-def budget_size(shape: Sequence[int], patch_size: int, max_patches: int) -> Triple:
+def budget_size(shape: Sequence[int], patch_size: int, max_patches: int) -> Size:
     """The shape scaled down so that its patch grid holds at most `max_patches` patches.
 
     All axes shrink by (budget / patches)^(1/3) times the candidate among 0.98 .. 1.02 that keeps the most patches;
@@ -207,14 +209,14 @@ def _multiply_axis(values: torch.Tensor, matrix: torch.Tensor, axis: int) -> tor
     return out
 
 
-def apply_axes(hu: np.ndarray, matrices: Sequence[np.ndarray | slice], hu_range: tuple[float, float]) -> torch.Tensor:
+def apply_axes(hu: np.ndarray, matrices: Sequence[np.ndarray | slice], hu_range: Sequence[float]) -> torch.Tensor:
     """Clips a volume to `hu_range` and applies one matrix (or slice) an axis; float32 (D', H', W') in HU."""
     hu = hu[tuple(m if isinstance(m, slice) else slice(None) for m in matrices)]
     todo = {axis: torch.from_numpy(m).float() for axis, m in enumerate(matrices) if not isinstance(m, slice)}
     # Axes that shrink most go first: the rest then has less to do.
     order = sorted(todo, key=lambda axis: todo[axis].shape[0] / todo[axis].shape[1])
     if not order:
-        return torch.from_numpy(hu.astype(np.float32)).clamp_(*hu_range)
+        return torch.from_numpy(hu.astype(np.float32)).clamp_(hu_range[0], hu_range[1])
     first = order[0]
     along = 1 if first == 0 else 0
     rows = max(1, CHUNK_VOXELS * hu.shape[along] // hu.size)
@@ -223,7 +225,7 @@ def apply_axes(hu: np.ndarray, matrices: Sequence[np.ndarray | slice], hu_range:
     out = torch.empty(shape)
     for start in range(0, hu.shape[along], rows):
         part = np.take(hu, range(start, min(start + rows, hu.shape[along])), axis=along)
-        values = torch.from_numpy(part.astype(np.float32)).clamp_(*hu_range)
+        values = torch.from_numpy(part.astype(np.float32)).clamp_(hu_range[0], hu_range[1])
         out.narrow(along, start, part.shape[along]).copy_(_multiply_axis(values, todo[first], first))
     for axis in order[1:]:
         out = _multiply_axis(out, todo[axis], axis)
@@ -300,6 +302,10 @@ class VoxelFMImageProcessor(BaseImageProcessor):
         self.background_kernel = background_kernel
         self.pad_thin = pad_thin
 
+    # Typed for volumes; the base class speaks of pictures.
+    def __call__(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
+        return self.preprocess(images, *args, **kwargs)
+
     def preprocess(
         self,
         images,
@@ -339,11 +345,13 @@ class VoxelFMImageProcessor(BaseImageProcessor):
                 crop_background=self.crop_background if crop_background is None else crop_background,
                 pad_thin=self.pad_thin if pad_thin is None else pad_thin,
             )
-            prepared.append(values[None] if return_tensors == "pt" else values[None].numpy())
+            prepared.append(values[None])
             geometries.append(geometry)
-        if len({tuple(values.shape) for values in prepared}) == 1:
-            prepared = torch.stack(prepared) if return_tensors == "pt" else np.stack(prepared)
-        return BatchFeature({"pixel_values": prepared, **({"geometry": geometries} if return_geometry else {})})
+        is_equal = len({values.shape for values in prepared}) == 1
+        batch: Any = torch.stack(prepared) if is_equal else prepared
+        if return_tensors == "np":
+            batch = batch.numpy() if is_equal else [values.numpy() for values in batch]
+        return BatchFeature({"pixel_values": batch, **({"geometry": geometries} if return_geometry else {})})
 
     def prepare_region(
         self, volume, centre_lps: Sequence[float], edge_mm: float, size: int
@@ -386,7 +394,7 @@ class VoxelFMImageProcessor(BaseImageProcessor):
             used = np.flatnonzero(rows.any(0))
             cut.append(slice(used[0], used[-1] + 1))
             matrices.append(rows[:, cut[-1]])
-        values = apply_axes(hu[tuple(cut)], matrices, tuple(self.hu_range))
+        values = apply_axes(hu[tuple(cut)], matrices, self.hu_range)
         values = values.sub_(self.image_mean).div_(self.image_std)[None]
         outside = 1 - float(np.prod(inside / (stops - starts)))
         notes = (f"{outside:.0%} of the region lies outside the scan and repeats its edge",) if outside > 1e-6 else ()
@@ -441,7 +449,7 @@ class VoxelFMImageProcessor(BaseImageProcessor):
             starts.append(box[axis][0] + (offset * pad / size - before) * n / iso)
             stops.append(box[axis][0] + ((offset + kept) * pad / size - before) * n / iso)
             spacing_mm.append(spacing[axis] * n / iso * pad / size)
-        values = apply_axes(hu, matrices, tuple(self.hu_range))
+        values = apply_axes(hu, matrices, self.hu_range)
         values = values.sub_(self.image_mean).div_(self.image_std)
         return values, VoxelFMGeometry(grid, tuple(starts), tuple(stops), tuple(spacing_mm), tuple(notes))
 

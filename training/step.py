@@ -3,6 +3,7 @@
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -30,7 +31,7 @@ class Rates:
 def rates_at(recipe: PretrainRecipe, step: int) -> Rates:
     """Scheduled values of a step, counted from 0."""
     settings, teacher, total = recipe.optimizer, recipe.teacher, recipe.run.total_steps
-    curve = {
+    curve: dict[str, Any] = {
         "peak": settings.learning_rate,
         "end": settings.final_learning_rate,
         "warmup_steps": settings.warmup_steps,

@@ -18,7 +18,7 @@ class CTFeatureExtractionPipeline(ImageFeatureExtractionPipeline):
     """
 
     # Looked for by default, and guessed from the image processor: the search would ask whether to trust remote code.
-    _load_video_processor = False
+    _load_video_processor = False  # type: ignore[assignment]
 
     def preprocess(self, image, timeout=None, **image_processor_kwargs):
         volume = read_volume(image) if isinstance(image, (str, os.PathLike)) else image
