@@ -51,7 +51,8 @@ def load_recipe(
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        where = f" at line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
         raise RecipeError(f"{source} is not valid YAML{where}; check its indentation and quotes.") from error
     if values is None:
         values = {}
