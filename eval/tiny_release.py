@@ -6,6 +6,7 @@ RUN is a run folder of `voxelfm_hf.training.pretrain` on the data of `voxelfm_hf
 
 import argparse
 import json
+import os
 import platform
 import shutil
 import sys
@@ -86,8 +87,8 @@ def write_release(run: Path, results: Path, out: Path) -> Path:
             batch=batch,
             # mean speed between log entries; waiting for data included
             hours=steps * batch / (sum(s["volumes_per_second"] for s in speeds) / len(speeds)) / 3600,
-            device=f"{environment['device']} ({environment['processes']} process, {torch.get_num_threads()} cores)",
-            machine=f"{torch.get_num_threads()} cores of {platform.machine()}",
+            device=f"{environment['device']} ({environment['processes']} process, {os.cpu_count()} cores)",
+            machine=f"{os.cpu_count()} cores of {platform.machine()}",
             precision=recipe["run"]["mixed_precision"],
             parameters=f"{model.num_parameters():,}",
             hidden_size=model.config.hidden_size,

@@ -1,5 +1,6 @@
 """Two gloo processes against one process that holds both halves of the batch."""
 
+import os
 import socket
 from pathlib import Path
 
@@ -67,7 +68,10 @@ def run_rank(rank: int, port: int, folder: str) -> None:
         fully_shard(layer, mesh=init_device_mesh("cpu", (2,)))
     fully_shard(student, mesh=init_device_mesh("cpu", (2,)))
     torch.save(run_steps(student, student, teacher, make_half(rank)), Path(folder) / f"sharded{rank}.pt")
+    dist.barrier()
     dist.destroy_process_group()
+    # Threads of the sharded mesh's own groups may still run; taking them down at exit can abort the process.
+    os._exit(0)
 
 
 @pytest.fixture(scope="module")

@@ -81,6 +81,8 @@ def run_rank(rank: int, ports: list[int], folder: str) -> None:
     pretrain.optimiser_step = step
     os.environ["MASTER_PORT"] = str(ports[2])
     run(shards, Path(folder) / "resumed")
+    # Everything is written; threads of process groups that still run could abort the process while it ends.
+    os._exit(0)
 
 
 @pytest.fixture(scope="module")
