@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from tests.library.loopback_hub import COMMIT, hub_environment, loopback_hub
+from tests.library.loopback_hub import hub_environment, loopback_hub
 from voxelfm_hf import load
 from voxelfm_hf.hub import weight_hash
 from voxelfm_hf.volumes.errors import ModelError
@@ -34,12 +34,13 @@ def test_published_checkpoint_is_fetched_and_converted_once(parity, tmp_path):
     shutil.copy(source / "checkpoint.pth", repository / "vitb_3d" / "checkpoints" / "99999.pth")
     shutil.copy(source / "config.yaml", repository / "vitb_3d" / "config.yaml")
     (repository / "other.bin").write_bytes(b"not needed")
-    with loopback_hub({"rmaguado/VoxelFM": repository}) as (endpoint, asked):
-        environment = hub_environment(endpoint, tmp_path / "home")
+    with loopback_hub({"rmaguado/VoxelFM": repository}) as hub:
+        environment = hub_environment(hub, tmp_path / "home")
         first = run(PRINT_HASH, "rmaguado/VoxelFM", environment=environment)
-        assert not any("other.bin" in path for path in asked)
+        assert not any("other.bin" in path for path in hub.asked)
+        commit = next(iter(hub.repositories["rmaguado/VoxelFM"].commits))
         converted = list((tmp_path / "home" / "voxelfm").rglob("model.safetensors"))
-        assert len(converted) == 1 and converted[0].parent.name == f"{COMMIT}-1"
+        assert len(converted) == 1 and converted[0].parent.name == f"{commit}-1"
         written = converted[0].stat().st_mtime_ns
         assert run(PRINT_HASH, "rmaguado/VoxelFM", environment=environment) == first
         assert converted[0].stat().st_mtime_ns == written
@@ -49,10 +50,10 @@ def test_published_checkpoint_is_fetched_and_converted_once(parity, tmp_path):
 
 
 def test_repository_in_transformers_format(small_model, tmp_path):
-    with loopback_hub({"user/small": small_model}) as (endpoint, asked):
-        environment = hub_environment(endpoint, tmp_path / "home")
+    with loopback_hub({"user/small": small_model}) as hub:
+        environment = hub_environment(hub, tmp_path / "home")
         remote = run(PRINT_HASH, "user/small", environment=environment)
-        assert any(path.endswith("model.safetensors") for path in asked)
+        assert any(path.endswith("model.safetensors") for path in hub.asked)
         backbone = run(
             "import torch, voxelfm_hf\n"
             "from transformers import AutoBackbone\n"
