@@ -15,6 +15,10 @@ import numpy as np
 from voxelfm_hf.data.phantom import make_phantom
 from voxelfm_hf.data.phantom_facts import LESION_TYPES
 from voxelfm_hf.data.write_scan import write_nifti
+from voxelfm_hf.eval.datasets.geometry import mask_centre
+from voxelfm_hf.eval.datasets.lidc import EDGE_MM as NODULE_EDGE_MM
+from voxelfm_hf.eval.datasets.lidc import INDETERMINATE
+from voxelfm_hf.eval.datasets.openkbp import ORGANS
 from voxelfm_hf.eval.labels import LabelTable, read_labels
 from voxelfm_hf.eval.tasks.segmentation import read_mask
 from voxelfm_hf.features import Task
@@ -24,7 +28,6 @@ from voxelfm_hf.volumes.errors import LabelError
 
 logger = logging.getLogger(__name__)
 
-ORGANS = ("Brainstem", "SpinalCord", "RightParotid", "LeftParotid", "Esophagus", "Larynx", "Mandible")
 # Fewer patients than folds leave folds without the class.
 MIN_PATIENTS = 5
 # Chosen with untrained models and histograms alone. From 96 mm on, the outline of the head tells an untrained model the
@@ -36,9 +39,6 @@ LESION_EDGE_MM = 40.0
 LESION_VOXEL_MM = 1.0
 # Pre-training uses seeds below 100,000.
 FIRST_LESION_SEED = 1_000_000
-# Lies inside 96 % of the nodule crops in plane; a wider cube would show more of where a crop ends.
-NODULE_EDGE_MM = 24.0
-INDETERMINATE = 3.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,15 +178,6 @@ def nodule_cases(ct: Path, *, splits: Sequence[str], edge_mm: float = NODULE_EDG
         fingerprint,
         {"diameter": diameter, "crop thickness": np.minimum(crop_mm, edge_mm)[:, None]},
     )
-
-
-def mask_centre(mask: Volume, value: int) -> tuple[float, float, float]:
-    """The centre (x, y, z) in LPS mm of the voxel with this value that is nearest to the centroid of all of them."""
-    voxels = np.argwhere(mask.hu == value)
-    apart = ((voxels - voxels.mean(0)) * mask.spacing) ** 2
-    nearest = voxels[apart.sum(1).argmin()]
-    x, y, z = (mask.affine @ [*nearest, 1.0])[:3].tolist()
-    return x, y, z
 
 
 def _table(ct: Path, name: str, splits: Sequence[str]) -> tuple[LabelTable, str]:

@@ -17,6 +17,10 @@ class LabelError(VoxelFMError):
     """Labels that are missing, contradictory or do not match the scans."""
 
 
+class DatasetError(VoxelFMError):
+    """A published data set that is not there, or not laid out as it is published."""
+
+
 class RecipeError(VoxelFMError):
     """A recipe or option with an unknown field or an impossible value."""
 
