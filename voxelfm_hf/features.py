@@ -1,6 +1,6 @@
 """Scans to features: reading and preparing run ahead in worker processes while the model computes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,11 +133,10 @@ def embed_scans(
         share = todo[state.process_index :: state.num_processes]
         if on_start:
             on_start(len(share))
-        setup = (processor, options, region_size, frozenset(present), dtype)
-        for task, results in read_ahead(_prepare, share, workers=options.workers, setup=_set_up, setup_args=setup):
-            if isinstance(results, WorkerCrash):
-                reason = f"{task.scan.identifier}: reading it ended the process (out of memory or a damaged file)"
-                results = dict.fromkeys(task.identifiers, reason)
+        prepared = prepared_scans(
+            share, processor, options, region_size=region_size, present=frozenset(present), dtype=dtype
+        )
+        for task, results in prepared:
             rows, patches, failures = _embed(network, results, state.device)
             writer.add(rows, patches if options.patches else None) if rows else None
             summary.added += len(rows)
@@ -154,6 +153,36 @@ def embed_scans(
             asked = {identifier for task in tasks for identifier in task.identifiers}
             writer.write_failures(_merged(writer, summary.failures, asked - summary.failures.keys()))
     return summary
+
+
+def prepared_scans(
+    tasks: Sequence[Task],
+    processor: VoxelFMImageProcessor,
+    options: EmbedOptions,
+    *,
+    region_size: int,
+    present: frozenset[str] = frozenset(),
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[tuple[Task, dict[str, Prepared | str]]]:
+    """The model inputs of scans, read ahead in worker processes.
+
+    Args:
+        tasks: What to prepare.
+        processor: Prepares them.
+        options: How to read.
+        region_size: Edge in voxels of a region's cube.
+        present: Ids to leave out.
+        dtype: Of the voxels.
+
+    Yields:
+        Each task with its inputs by id; a sentence where one cannot be made.
+    """
+    setup = (processor, options, region_size, present, dtype)
+    for task, results in read_ahead(_prepare, tasks, workers=options.workers, setup=_set_up, setup_args=setup):
+        if isinstance(results, WorkerCrash):
+            reason = f"{task.scan.identifier}: reading it ended the process (out of memory or a damaged file)"
+            results = dict.fromkeys(task.identifiers, reason)
+        yield task, results
 
 
 def embed_volume(model: Any, processor: VoxelFMImageProcessor, volume: Volume) -> tuple[np.ndarray, VoxelFMGeometry]:
@@ -236,7 +265,7 @@ def _prepare(task: Task) -> dict[str, Prepared | str]:
     try:
         volume = read_volume(task.scan.path, assume_hu=options.assume_hu, spacing=options.spacing)
     except Exception as error:
-        return dict.fromkeys(task.identifiers, _reason(task.scan, error))
+        return dict.fromkeys(task.identifiers, failure_reason(task.scan, error))
     results: dict[str, Prepared | str] = {}
     for identifier, region in zip(task.identifiers, task.regions or (None,), strict=True):
         if identifier in _worker["present"]:
@@ -244,7 +273,7 @@ def _prepare(task: Task) -> dict[str, Prepared | str]:
         try:
             results[identifier] = _prepare_one(task.scan, identifier, volume, region)
         except Exception as error:
-            results[identifier] = _reason(task.scan, error)
+            results[identifier] = failure_reason(task.scan, error)
     return results
 
 
@@ -255,24 +284,37 @@ def _prepare_one(scan: Scan, identifier: str, volume: Volume, region: Region | N
         voxels, geometry = features["pixel_values"][0], features["geometry"][0]
     else:
         voxels, geometry = processor.prepare_region(volume, region.centre_lps, region.edge_mm, _worker["region_size"])
-    facts = {
-        "id": identifier,
-        "source": scan.identifier if scan.named else volume.source,
-        "grid": list(geometry.grid),
-        "spacing_mm": list(volume.spacing),
-        "effective_spacing_mm": list(geometry.spacing_mm),
-        "field_of_view_mm": [
-            n * processor.patch_size * mm for n, mm in zip(geometry.grid, geometry.spacing_mm, strict=True)
-        ],
-        "patch_affine": (volume.affine @ geometry.patch_to_voxel()).ravel().tolist(),
-        "notes": [*volume.notes, *geometry.notes],
-    }
+    facts = row_facts(scan, identifier, volume, geometry, patch_size=processor.patch_size)
     voxels = voxels.to(_worker["dtype"])
     # numpy knows no bfloat16; its bits travel as int16
     return Prepared((voxels.view(torch.int16) if voxels.dtype == torch.bfloat16 else voxels).numpy(), facts)
 
 
-def _reason(scan: Scan, error: Exception) -> str:
+def row_facts(
+    scan: Scan, identifier: str, volume: Volume, geometry: VoxelFMGeometry, *, patch_size: int
+) -> dict[str, Any]:
+    """What a store says of a row beside its features.
+
+    Args:
+        scan: The scan.
+        identifier: Of the row: the scan, or one of its regions.
+        volume: The scan as it was read.
+        geometry: Where the prepared volume lies in it.
+        patch_size: Edge of a patch in prepared voxels.
+    """
+    return {
+        "id": identifier,
+        "source": scan.identifier if scan.named else volume.source,
+        "grid": list(geometry.grid),
+        "spacing_mm": list(volume.spacing),
+        "effective_spacing_mm": list(geometry.spacing_mm),
+        "field_of_view_mm": [n * patch_size * mm for n, mm in zip(geometry.grid, geometry.spacing_mm, strict=True)],
+        "patch_affine": (volume.affine @ geometry.patch_to_voxel()).ravel().tolist(),
+        "notes": [*volume.notes, *geometry.notes],
+    }
+
+
+def failure_reason(scan: Scan, error: Exception) -> str:
     """One sentence that names the scan by its id; texts of unexpected errors may quote headers and are left out."""
     if isinstance(error, (VoxelFMError, ValueError)):
         text = str(error).replace(str(scan.path), scan.identifier)
