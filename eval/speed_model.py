@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from voxelfm_hf.eval.timing import in_fresh_process, interleaved_seconds, peak_memory_bytes
+from voxelfm_hf.eval.timing import in_fresh_process, interleaved_seconds
+from voxelfm_hf.memory import peak_memory_bytes
 from voxelfm_hf.modeling.configuration_voxelfm import VoxelFMConfig
 from voxelfm_hf.modeling.modeling_voxelfm import VoxelFMModel
 

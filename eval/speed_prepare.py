@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from voxelfm_hf.eval.speed_reading import noisy_ct
-from voxelfm_hf.eval.timing import in_fresh_process, interleaved_seconds, peak_memory_bytes
+from voxelfm_hf.eval.timing import in_fresh_process, interleaved_seconds
+from voxelfm_hf.memory import peak_memory_bytes
 from voxelfm_hf.modeling.image_processing_voxelfm import (
     VoxelFMImageProcessor,
     background_box,

@@ -1,12 +1,10 @@
-"""Ratios of running times within one process, and the peak memory of a process of its own."""
+"""Ratios of running times within one process, and functions run in a process of their own."""
 
 import multiprocessing
-import re
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
 
 def interleaved_seconds(
@@ -27,21 +25,6 @@ def interleaved_seconds(
             if turn or not warm_up:
                 seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-def peak_memory_bytes() -> int:
-    """The most memory this process has held at once (resident set)."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        # Unlike ru_maxrss, it does not start at what the parent process held.
-        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
-        if found:
-            return int(found.group(1)) * 1024
-    import resource
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def in_fresh_process(function: Callable, *arguments):

@@ -33,7 +33,7 @@ class FitGroup:
         self.stack: ClsStack | PatchStack = make_stack(
             config, [initial_state(config, job.seed) for job in jobs], device
         )
-        self.objective = _objective(config)
+        self.objective = objective_of(config)
         self.train = torch.as_tensor(np.unique(np.concatenate([job.train for job in jobs])), dtype=torch.long)
         self.validation = torch.as_tensor(np.unique(np.concatenate([job.validation for job in jobs])), dtype=torch.long)
         self.cls = None if config.uses_patches else features.cls_rows(torch.arange(len(features)))
@@ -94,7 +94,7 @@ class FitGroup:
         job, config = self.jobs[index], self.config
         notes = ("no validation rows: fitted for all epochs",) if len(job.validation) == 0 else ()
         if config.task == "classification" and self.settings.balance:
-            state[LAST_BIAS[config.head]] += _prevalence_shift(self.targets[index][job.train], config).view_as(
+            state[LAST_BIAS[config.head]] += prevalence_shift(self.targets[index][job.train], config).view_as(
                 state[LAST_BIAS[config.head]]
             )
         return FittedProbe(
@@ -192,17 +192,8 @@ class FitGroup:
     def _class_weights(self) -> torch.Tensor:
         """Weight of each class of a segmentation, from the training maps."""
         if self.class_weights is None:
-            classes = self.config.num_classes
-            weights = torch.ones(classes)
-            if self.settings.balance:
-                (job,) = self.jobs
-                counts = np.zeros(classes)
-                for row in job.train:
-                    labels = np.asarray(job.targets(int(row)))  # type: ignore[operator]
-                    counts += np.bincount(labels[labels >= 0].ravel(), minlength=classes)[:classes]
-                share = torch.from_numpy(counts / max(counts.sum(), 1)).float()
-                weights = torch.where(share > 0, share.clamp_min(1e-12).rsqrt(), 0.0)
-            self.class_weights = weights.to(self.device)
+            (job,) = self.jobs
+            self.class_weights = class_weights(job, self.config, balance=self.settings.balance).to(self.device)
         return self.class_weights
 
     def _objective_of(self, outputs: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -242,7 +233,20 @@ class FitGroup:
         return (1 / (1.1 * bound * vectors.norm(dim=1))).to(self.device)
 
 
-def _objective(config: VoxelFMProbeConfig) -> Callable[..., torch.Tensor]:
+def class_weights(job: ProbeJob, config: VoxelFMProbeConfig, *, balance: bool) -> torch.Tensor:
+    """Weight (classes,) of each class of a segmentation: 1 / sqrt(its share of the training voxels), or 1."""
+    if not balance:
+        return torch.ones(config.num_classes)
+    counts = np.zeros(config.num_classes)
+    for row in job.train:
+        labels = np.asarray(job.targets(int(row)))  # type: ignore[operator]
+        counts += np.bincount(labels[labels >= 0].ravel(), minlength=config.num_classes)[: config.num_classes]
+    share = torch.from_numpy(counts / max(counts.sum(), 1)).float()
+    return torch.where(share > 0, share.clamp_min(1e-12).rsqrt(), 0.0)
+
+
+def objective_of(config: VoxelFMProbeConfig) -> Callable[..., torch.Tensor]:
+    """The loss of a task, from `probe_losses_voxelfm`."""
     if config.task == "segmentation" or (config.task == "classification" and config.is_single_label):
         return class_loss
     return {
@@ -253,7 +257,7 @@ def _objective(config: VoxelFMProbeConfig) -> Callable[..., torch.Tensor]:
     }[config.task]
 
 
-def _prevalence_shift(targets: torch.Tensor, config: VoxelFMProbeConfig) -> torch.Tensor:
+def prevalence_shift(targets: torch.Tensor, config: VoxelFMProbeConfig) -> torch.Tensor:
     """What balanced weights took out of the logits: log odds of each label, or log share of each class."""
     if config.is_single_label:
         counts = torch.stack([(targets == value).sum() for value in range(config.num_classes)]).float()
