@@ -41,6 +41,7 @@ class VoxelFMConfig(BackboneConfigMixin, PreTrainedConfig):
             any volume whose sides are multiples of `patch_size`.
         num_channels (`int`, defaults to 1): Input channels; CT has one.
         apply_layernorm (`bool`, defaults to `True`): Whether the backbone normalises intermediate feature maps.
+        probe_config (`dict`, *optional*): Fields of the `VoxelFMProbeConfig` of a model with a head on top.
 
     Example:
 
@@ -75,6 +76,7 @@ class VoxelFMConfig(BackboneConfigMixin, PreTrainedConfig):
     image_size: int = 112
     num_channels: int = 1
     apply_layernorm: bool = True
+    probe_config: dict | None = None
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 

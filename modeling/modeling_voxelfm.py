@@ -48,10 +48,10 @@ class VoxelFMPatchConv(nn.Conv3d):
 class VoxelFMEmbeddings(nn.Module):
     """CLS token, register tokens and patch embeddings; masked patches become the mask token."""
 
-    def __init__(self, config: VoxelFMConfig):
+    def __init__(self, config: VoxelFMConfig, use_mask_token: bool = True):
         super().__init__()
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
-        self.mask_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
+        self.mask_token = nn.Parameter(torch.empty(1, 1, config.hidden_size)) if use_mask_token else None
         self.register_tokens = None
         if config.num_register_tokens:
             self.register_tokens = nn.Parameter(torch.empty(1, config.num_register_tokens, config.hidden_size))
@@ -61,6 +61,8 @@ class VoxelFMEmbeddings(nn.Module):
         # (B, 1, D, H, W) -> (B, N, C)
         patches = self.patch_embeddings(pixel_values).flatten(2).transpose(1, 2)
         if bool_masked_pos is not None:
+            if self.mask_token is None:
+                raise ValueError("this model was made without a mask token: leave bool_masked_pos out")
             patches = torch.where(bool_masked_pos.unsqueeze(-1), self.mask_token.to(patches.dtype), patches)
         prefix = [self.cls_token] if self.register_tokens is None else [self.cls_token, self.register_tokens]
         expanded = [token.to(patches.dtype).expand(patches.shape[0], -1, -1) for token in prefix]
@@ -273,7 +275,8 @@ class VoxelFMPreTrainedModel(PreTrainedModel):
             init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, VoxelFMEmbeddings):
             init.normal_(module.cls_token, std=1e-6)
-            init.zeros_(module.mask_token)
+            if module.mask_token is not None:
+                init.zeros_(module.mask_token)
             if module.register_tokens is not None:
                 init.normal_(module.register_tokens, std=1e-6)
         elif isinstance(module, VoxelFMLayerScale):
@@ -282,6 +285,8 @@ class VoxelFMPreTrainedModel(PreTrainedModel):
 
 class VoxelFMModel(VoxelFMPreTrainedModel):
     """The bare VoxelFM encoder: CT volumes in, CLS, register and patch tokens out.
+
+    Heads are built with `use_mask_token=False`: a parameter that no step uses stops distributed training.
 
     Example:
 
@@ -300,9 +305,12 @@ class VoxelFMModel(VoxelFMPreTrainedModel):
     ```
     """
 
-    def __init__(self, config: VoxelFMConfig):
+    # Models with a head are saved without it; it starts at zero.
+    _keys_to_ignore_on_load_missing = [r"embeddings\.mask_token"]
+
+    def __init__(self, config: VoxelFMConfig, use_mask_token: bool = True):
         super().__init__(config)
-        self.embeddings = VoxelFMEmbeddings(config)
+        self.embeddings = VoxelFMEmbeddings(config, use_mask_token)
         self.rotary_embedding = VoxelFMRotaryEmbedding(config)
         self.layers = nn.ModuleList([VoxelFMLayer(config) for _ in range(config.num_hidden_layers)])
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)

@@ -57,6 +57,11 @@ class VoxelFMProbe(PreTrainedModel):
     config: VoxelFMProbeConfig
     base_model_prefix = "probe"
     main_input_name = "cls"
+    # Heads keep torch's own attention, whatever a backbone round them computes with.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
     feature_mean: torch.Tensor
     feature_scale: torch.Tensor
 
@@ -157,7 +162,11 @@ class VoxelFMProbe(PreTrainedModel):
         size: tuple[int, int, int] | None = None,
     ) -> VoxelFMProbePrediction:
         """The answers in natural units: calibrated probabilities, targets with intervals, log risks, points, maps."""
-        logits = self(cls=cls, patches=patches, patch_mask=patch_mask, size=size).logits
+        return self.answers(self(cls=cls, patches=patches, patch_mask=patch_mask, size=size).logits)
+
+    @torch.no_grad()
+    def answers(self, logits: torch.Tensor) -> VoxelFMProbePrediction:
+        """What raw outputs of the head mean in natural units; see `predict`."""
         config = self.config
         if config.task == "classification":
             temperature = logits.new_tensor(config.temperature or [1.0])

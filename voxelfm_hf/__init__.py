@@ -17,6 +17,7 @@ _EXPORTS = {
     "VoxelFMModel": "voxelfm_hf.modeling.modeling_voxelfm",
     "VoxelFMBackbone": "voxelfm_hf.modeling.modeling_voxelfm",
     "VoxelFMProbe": "voxelfm_hf.modeling.modeling_voxelfm_probe",
+    "VoxelFMForImageClassification": "voxelfm_hf.modeling.modeling_voxelfm_classifier",
     "VoxelFMImageProcessor": "voxelfm_hf.modeling.image_processing_voxelfm",
     "Volume": "voxelfm_hf.volumes",
     "read_volume": "voxelfm_hf.volumes",

@@ -39,6 +39,13 @@ def _register_probe(auto) -> None:
     auto.AutoModel.register(VoxelFMProbeConfig, VoxelFMProbe, exist_ok=True)
 
 
+def _register_classifier(auto) -> None:
+    from voxelfm_hf.modeling.configuration_voxelfm import VoxelFMConfig
+    from voxelfm_hf.modeling.modeling_voxelfm_classifier import VoxelFMForImageClassification
+
+    auto.AutoModelForImageClassification.register(VoxelFMConfig, VoxelFMForImageClassification, exist_ok=True)
+
+
 def _register_image_processor(auto) -> None:
     from voxelfm_hf.modeling.configuration_voxelfm import VoxelFMConfig
     from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMImageProcessor
@@ -56,6 +63,7 @@ class _Registration(NamedTuple):
     theirs: str  # the transformers module that holds the Auto class
     ours: str  # our module that holds what is registered
     register: Callable
+    needs: tuple[str, ...] = ()  # more modules of ours that it imports
 
 
 _REGISTRATIONS = [
@@ -72,6 +80,12 @@ _REGISTRATIONS = [
         "transformers.models.auto.modeling_auto", "voxelfm_hf.modeling.modeling_voxelfm_probe", _register_probe
     ),
     _Registration(
+        "transformers.models.auto.modeling_auto",
+        "voxelfm_hf.modeling.modeling_voxelfm_classifier",
+        _register_classifier,
+        needs=("voxelfm_hf.modeling.modeling_voxelfm", "voxelfm_hf.modeling.modeling_voxelfm_probe"),
+    ),
+    _Registration(
         "transformers.models.auto.image_processing_auto",
         "voxelfm_hf.modeling.image_processing_voxelfm",
         _register_image_processor,
@@ -86,10 +100,10 @@ def _is_loading(name: str) -> bool:
 
 
 def _after_import(name: str) -> None:
-    """Runs the registrations that waited for the module `name`, unless their other module is not there yet."""
+    """Runs the registrations that waited for the module `name`, unless another of their modules is not there yet."""
     for entry in _REGISTRATIONS:
-        other = {entry.theirs: entry.ours, entry.ours: entry.theirs}.get(name)
-        if other is not None and not _is_loading(other) and entry.theirs in sys.modules:
+        modules = {entry.theirs, entry.ours, *entry.needs}
+        if name in modules and entry.theirs in sys.modules and not any(map(_is_loading, modules - {name})):
             entry.register(sys.modules[entry.theirs])
 
 
@@ -97,7 +111,7 @@ class _RegisterAfterImport(importlib.abc.MetaPathFinder):
     """Lets the ordinary finders find a module and runs its registrations once it is loaded."""
 
     def find_spec(self, fullname, path, target=None):
-        if all(fullname not in (entry.theirs, entry.ours) for entry in _REGISTRATIONS):
+        if all(fullname not in (entry.theirs, entry.ours, *entry.needs) for entry in _REGISTRATIONS):
             return None
         sys.meta_path.remove(self)
         try:
@@ -122,5 +136,6 @@ def register() -> None:
         return
     sys.meta_path.insert(0, _RegisterAfterImport())
     for entry in _REGISTRATIONS:
-        if entry.theirs in sys.modules and not _is_loading(entry.theirs):
+        modules = (entry.theirs, entry.ours, *entry.needs)
+        if entry.theirs in sys.modules and not any(map(_is_loading, modules)):
             entry.register(sys.modules[entry.theirs])

@@ -18,6 +18,7 @@ from transformers.utils.generic import can_return_tuple
 
 from voxelfm_hf.modeling.configuration_voxelfm import VoxelFMConfig
 from voxelfm_hf.modeling.modeling_voxelfm import VoxelFMBackbone, VoxelFMModel, VoxelFMPreTrainedModel
+from voxelfm_hf.modeling.modeling_voxelfm_classifier import VoxelFMForImageClassification
 
 FOLDER = os.environ.get("VOXELFM_UPSTREAM_TESTS")
 if not FOLDER:
@@ -127,6 +128,20 @@ class VoxelFMWithLossTest(VoxelFMModelTest):
             # Every second patch: without any mask the mask token would have no gradient.
             masked = torch.arange(self.model_tester.mask_length) % 2 == 0
             inputs["bool_masked_pos"] = masked.expand(self.model_tester.batch_size, -1)
+        return inputs
+
+
+class VoxelFMForImageClassificationTest(VoxelFMModelTest):
+    all_model_classes = (VoxelFMForImageClassification,)
+
+    def setUp(self):
+        super().setUp()
+        self.model_tester.is_training = True
+
+    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
+        inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels=return_labels)
+        if return_labels:
+            inputs["labels"] = torch.zeros(self.model_tester.batch_size, dtype=torch.long)
         return inputs
 
 
