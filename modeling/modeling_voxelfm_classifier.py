@@ -27,8 +27,8 @@ NOT_IN_PROBE_CONFIG = (
 class VoxelFMForImageClassification(VoxelFMPreTrainedModel):
     """The encoder with a probe head on top: findings, classes, numbers or risks of whole scans or regions.
 
-    `config.probe_config` holds the fields of a `VoxelFMProbeConfig` (task, head, calibration...); without it the head is
-    linear on CLS. The labels are `config.id2label`, and `config.problem_type` says what they are:
+    `config.probe_config` holds the fields of a `VoxelFMProbeConfig` (task, head, calibration...); without it the head
+    is linear on CLS. The labels are `config.id2label`, and `config.problem_type` says what they are:
     single_label_classification (the default of several labels), multi_label_classification or regression (of one).
 
     Example:
