@@ -84,7 +84,7 @@ def picture_planes(
         level, width = WINDOWS_HU[name]
         for column, plane in enumerate(PLANES):
             index = centre[plane.axis]
-            image = _slice_image(volume, plane, index, (level, width), layers)
+            image = slice_image(volume, plane, index, (level, width), layers)
             lines = [f"{name}  W{width:.0f} L{level:.0f}"] if column == 0 else []
             lines += _position_lines(volume, plane, index) if row == 0 else []
             panel = sheet.panel(row, column, plane, image, caption="\n".join(lines))
@@ -99,7 +99,7 @@ def picture_planes(
             sheet.panel(row, 3, plane, image, caption=f"{plane.name} MIP")
     if features is not None:
         for column, plane in enumerate(PLANES):
-            image = _slice_image(volume, plane, centre[plane.axis], WINDOWS_HU["lung"], [features])
+            image = slice_image(volume, plane, centre[plane.axis], WINDOWS_HU["lung"], [features])
             shares = ", ".join(f"{100 * share:.0f}" for share in features.variance_shares)
             text = f"PCA of patch features\n1, 2, 3 as red, green, blue\n{shares} % of the variance"
             sheet.panel(len(windows), column, plane, image, caption=text if column == 0 else "")
@@ -170,8 +170,8 @@ def _upright(image: np.ndarray, plane: Plane) -> np.ndarray:
     return image[::-1] if plane.rows == 0 else image
 
 
-def _slice_image(volume: Volume, plane: Plane, index: int, window: tuple[float, float], layers) -> np.ndarray:
-    """One plane as (rows, columns, 3) colours 0-1, ready to show from the top left."""
+def slice_image(volume: Volume, plane: Plane, index: int, window: tuple[float, float], layers) -> np.ndarray:
+    """One plane of a volume in a window (level, width) with layers: (rows, columns, 3) colours 0-1, top row first."""
     grey = window_grey(np.take(volume.hu, index, axis=plane.axis), level=window[0], width=window[1])
     image = np.repeat(grey[..., None], 3, axis=2)
     for layer in layers:

@@ -1,0 +1,90 @@
+"""Forest plots: scores with their intervals, one panel a task and metric, encoders in rows."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from voxelfm_hf.eval.plots.style import (
+    CHANCE,
+    INK,
+    TEXT_SIZE,
+    dress,
+    error_bars,
+    labels,
+    looks,
+    metric_name,
+    new_figure,
+    plain,
+    save,
+    title,
+)
+
+COLUMNS = 2
+
+
+def save_forest(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Draws point and interval of each row; the numbers stand at the right, a dotted line marks chance.
+
+    Args:
+        path: The PNG.
+        rows: Result rows with encoder, task, target, metric, value, low, high, n; undefined values are left out.
+
+    Returns:
+        The path.
+    """
+    groups: dict[tuple, list] = {}
+    for row in rows:
+        if row.get("value") not in (None, "") and np.isfinite(float(row["value"])):
+            groups.setdefault((row["task"], row["target"], row["metric"]), []).append(row)
+    shown = looks(str(row["encoder"]) for inside in groups.values() for row in inside)
+    across = min(COLUMNS, len(groups))
+    down = -(-len(groups) // across)
+    tallest = max(len(inside) for inside in groups.values())
+    figure = new_figure(5.6 * across, (0.3 * tallest + 1.1) * down)
+    figure.get_layout_engine().set(wspace=0.08)  # type: ignore[union-attr]
+    cells = figure.subplots(down, across, squeeze=False).ravel()
+    for axis in cells[len(groups) :]:
+        axis.set_axis_off()
+    for axis, ((task, target, metric), inside) in zip(cells, groups.items(), strict=False):
+        dress(axis, grid="x")
+        _rows(axis, inside, shown)
+        if metric in CHANCE:
+            axis.axvline(CHANCE[metric], color=INK, linewidth=0.9, linestyle=":")
+        counts = sorted({int(float(row["n"])) for row in inside if row.get("n") not in (None, "")})
+        n = f", n {counts[0]}" if len(counts) == 1 else f", n {counts[0]} to {counts[-1]}" if counts else ""
+        title(axis, f"{task}: {target}{n}" if str(task) != str(target) else f"{task}{n}")
+        labels(axis, metric_name(metric), "")
+    return save(figure, path)
+
+
+def _rows(axis, inside: Sequence[Mapping[str, Any]], shown) -> None:
+    """One encoder a line, the first on top."""
+    for place, row in enumerate(inside):
+        value, low, high = (
+            np.nan if row.get(name) in (None, "") else float(row[name]) for name in ("value", "low", "high")
+        )
+        look = shown[str(row["encoder"])]
+        axis.errorbar(
+            [value],
+            [place],
+            xerr=error_bars([value], [low], [high]),
+            fmt=look.marker,
+            color=look.colour,
+            markersize=6,
+            capsize=3,
+            elinewidth=1.6,
+        )
+        interval = f" [{low:.3g}, {high:.3g}]" if np.isfinite(low) else ""
+        axis.annotate(
+            f"{value:.3g}{interval}",
+            (1.02, place),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            fontsize=TEXT_SIZE - 2,
+            color=INK,
+        )
+    axis.set_yticks(range(len(inside)), [plain(row["encoder"]) for row in inside], fontsize=TEXT_SIZE - 1)
+    axis.set_ylim(len(inside) - 0.4, -0.6)
+    axis.margins(x=0.08)

@@ -1,0 +1,159 @@
+"""What the figures share: colours that colour-blind readers tell apart, names of metrics, panels, writing."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from voxelfm_hf.files import written_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito (2008), without the yellow that vanishes on white; markers and dashes repeat what the colour says.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+DASHES: tuple[str | tuple, ...] = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1)), "-", "--")
+INK, FAINT = "#2b333b", "#d8dde2"
+DPI = 150
+TEXT_SIZE = 10
+
+METRIC_NAMES = {
+    "auroc": "AUROC",
+    "macro_auroc": "macro AUROC",
+    "auprc": "average precision",
+    "f1": "F1",
+    "macro_f1": "macro F1",
+    "balanced_accuracy": "balanced accuracy",
+    "accuracy": "accuracy",
+    "brier": "Brier score",
+    "ece": "expected calibration error",
+    "mae": "mean absolute error",
+    "mse": "mean squared error",
+    "r2": "R²",
+    "spearman": "Spearman correlation",
+    "c_index": "C-index",
+    "map": "mean average precision",
+    "mean_average_precision": "mean average precision",
+    "error_mm": "mean error (mm)",
+    "error_normalised": "mean error (share of the field of view)",
+    "mean_position_error_mm": "mean error of a constant answer (mm)",
+}
+CHANCE = {"auroc": 0.5, "macro_auroc": 0.5, "c_index": 0.5, "r2": 0.0, "spearman": 0.0}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one encoder, group or class is drawn wherever it appears."""
+
+    colour: str
+    marker: str
+    dash: str | tuple
+
+
+def looks(names: Iterable[str]) -> dict[str, Look]:
+    """A look for each name, by its place; the same list of names gives the same looks in every figure."""
+    return {
+        name: Look(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], DASHES[i % len(DASHES)])
+        for i, name in enumerate(dict.fromkeys(names))
+    }
+
+
+def metric_name(name: str) -> str:
+    """A metric as a reader calls it."""
+    if name.startswith("dice_"):
+        part = name.removeprefix("dice_")
+        return f"{part} Dice" if part in ("macro", "mean", "micro") else f"Dice of {part}"
+    if name.startswith("auroc_at_"):
+        return f"AUROC at time {name.removeprefix('auroc_at_')}"
+    if name.startswith("recall_at_"):
+        return f"Recall@{name.removeprefix('recall_at_')}"
+    if name.startswith("recall@"):
+        return name.capitalize()
+    return METRIC_NAMES.get(name, name.replace("_", " "))
+
+
+def plain(text: object) -> str:
+    """Text that matplotlib does not read as mathematics."""
+    return str(text).replace("$", r"\$")
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """A figure with an Agg canvas, in inches; nothing global is touched."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def panels(count: int, *, width: float = 4.2, height: float = 3.8) -> tuple["Figure", list["Axes"]]:
+    """A figure of `count` equal panels, each dressed, two in a row (three beyond six); unused cells are blank."""
+    across = min(count, 2 if count <= 6 else 3)
+    down = math.ceil(count / across)
+    figure = new_figure(max(width * across, 5.0), height * down)
+    cells = list(figure.subplots(down, across, squeeze=False).ravel())
+    for axis in cells[count:]:
+        axis.set_axis_off()
+    for axis in cells[:count]:
+        dress(axis)
+    return figure, cells[:count]
+
+
+def dress(axis: "Axes", *, grid: str = "both") -> None:
+    """Quiet axes: no box, faint grid, dark text."""
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axis.spines[side].set_color(INK)
+    axis.tick_params(colors=INK, labelsize=TEXT_SIZE - 1)
+    axis.grid(visible=True, axis=grid, color=FAINT, linewidth=0.7)  # type: ignore[arg-type]
+    axis.set_axisbelow(True)
+
+
+def title(axis: "Axes", text: str) -> None:
+    """The title of a panel, at its left."""
+    axis.set_title(plain(text), loc="left", fontsize=TEXT_SIZE, color=INK, wrap=True)
+
+
+def labels(axis: "Axes", across: str, up: str) -> None:
+    """What the axes show, with units."""
+    axis.set_xlabel(plain(across), fontsize=TEXT_SIZE, color=INK)
+    axis.set_ylabel(plain(up), fontsize=TEXT_SIZE, color=INK)
+
+
+def legend(axis: "Axes", *, where: str = "best") -> None:
+    """The legend of a panel."""
+    axis.legend(fontsize=TEXT_SIZE - 2, frameon=True, framealpha=0.85, edgecolor="none", loc=where, handlelength=2.6)
+
+
+def shared_legend(figure: "Figure", axis: "Axes") -> None:
+    """One legend below all panels."""
+    handles, names = axis.get_legend_handles_labels()
+    figure.legend(
+        handles, names, loc="outside lower center", ncols=min(4, len(names)), fontsize=TEXT_SIZE - 1, frameon=False
+    )
+
+
+def save(figure: "Figure", path: str | Path, *, background: str = "white") -> Path:
+    """Writes a figure as PNG, whole or not at all, without the time and versions that make equal figures differ."""
+    path = Path(path)
+    with written_file(path) as part:
+        figure.savefig(part, format="png", dpi=DPI, facecolor=background, metadata={"Software": None})
+    return path
+
+
+def error_bars(values: Sequence[float], low: Sequence[float], high: Sequence[float]) -> list[list[float]]:
+    """Distances below and above as `errorbar` takes them; no bar where an end is missing."""
+
+    def distance(a: float, b: float) -> float:
+        gap = a - b
+        return gap if gap > 0 else 0.0  # NaN compares false
+
+    return [
+        [distance(value, end) for value, end in zip(values, low, strict=True)],
+        [distance(end, value) for value, end in zip(values, high, strict=True)],
+    ]
