@@ -19,6 +19,8 @@ _EXPORTS = {
     "VoxelFMProbe": "voxelfm_hf.modeling.modeling_voxelfm_probe",
     "VoxelFMForImageClassification": "voxelfm_hf.modeling.modeling_voxelfm_classifier",
     "VoxelFMImageProcessor": "voxelfm_hf.modeling.image_processing_voxelfm",
+    "VoxelFMForReportGeneration": "voxelfm_hf.modeling.modeling_voxelfm_report",
+    "VoxelFMReportProcessor": "voxelfm_hf.modeling.processing_voxelfm_report",
     "Volume": "voxelfm_hf.volumes",
     "read_volume": "voxelfm_hf.volumes",
     "find_scans": "voxelfm_hf.volumes",

@@ -46,6 +46,26 @@ def _register_classifier(auto) -> None:
     auto.AutoModelForImageClassification.register(VoxelFMConfig, VoxelFMForImageClassification, exist_ok=True)
 
 
+def _register_report_config(auto) -> None:
+    from voxelfm_hf.modeling.configuration_voxelfm_report import VoxelFMReportConfig
+
+    auto.AutoConfig.register(VoxelFMReportConfig.model_type, VoxelFMReportConfig, exist_ok=True)
+
+
+def _register_report_model(auto) -> None:
+    from voxelfm_hf.modeling.configuration_voxelfm_report import VoxelFMReportConfig
+    from voxelfm_hf.modeling.modeling_voxelfm_report import VoxelFMForReportGeneration
+
+    auto.AutoModelForImageTextToText.register(VoxelFMReportConfig, VoxelFMForReportGeneration, exist_ok=True)
+
+
+def _register_report_processor(auto) -> None:
+    from voxelfm_hf.modeling.configuration_voxelfm_report import VoxelFMReportConfig
+    from voxelfm_hf.modeling.processing_voxelfm_report import VoxelFMReportProcessor
+
+    auto.AutoProcessor.register(VoxelFMReportConfig, VoxelFMReportProcessor, exist_ok=True)
+
+
 def _register_image_processor(auto) -> None:
     from voxelfm_hf.modeling.configuration_voxelfm import VoxelFMConfig
     from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMImageProcessor
@@ -84,6 +104,19 @@ _REGISTRATIONS = [
         "voxelfm_hf.modeling.modeling_voxelfm_classifier",
         _register_classifier,
         needs=("voxelfm_hf.modeling.modeling_voxelfm", "voxelfm_hf.modeling.modeling_voxelfm_probe"),
+    ),
+    _Registration(
+        "transformers.models.auto.configuration_auto",
+        "voxelfm_hf.modeling.configuration_voxelfm_report",
+        _register_report_config,
+    ),
+    _Registration(
+        "transformers.models.auto.modeling_auto", "voxelfm_hf.modeling.modeling_voxelfm_report", _register_report_model
+    ),
+    _Registration(
+        "transformers.models.auto.processing_auto",
+        "voxelfm_hf.modeling.processing_voxelfm_report",
+        _register_report_processor,
     ),
     _Registration(
         "transformers.models.auto.image_processing_auto",
