@@ -1,0 +1,101 @@
+"""Synthetic chests, of which everything is known: findings, sizes, densities, a lesion, follow-up, scanner settings.
+
+The set is made in the folder when it is not there. Scores on it are scores on drawings: they show whether a probe or an
+encoder works at all, never how well it reads patients.
+
+Targets: the ten findings, `lesion` and `lesion_<type>` as 0/1; any number that was drawn (`fat_mm`, `trabecular_hu`,
+`lung_hu`, `effusion_mm`, ...); `time` and `event` with the true `log_risk`; `lesion_position_lps_mm_x`, `_y`, `_z`.
+The field of view is drawn round the body, as at a scanner, so spacing tells something of `fat_mm` and `width_scale`.
+"""
+
+from pathlib import Path
+
+from voxelfm_hf.data.phantom import LABELS
+from voxelfm_hf.data.phantom_set import FIRST_SEED, SHAPE, write_phantom_set
+from voxelfm_hf.eval.datasets import About, BenchmarkData
+from voxelfm_hf.eval.labels import read_labels
+from voxelfm_hf.features import Task
+from voxelfm_hf.scan_list import Scan
+
+ABOUT = About(
+    title="voxelfm_hf phantoms",
+    where="python -m voxelfm_hf.data.phantom_set OUT",
+    licence="Apache-2.0",
+    citation="none: synthetic, made by voxelfm_hf",
+    layout="labels.csv, images/*.nii.gz and, with masks, masks/*.nii.gz",
+)
+
+FINDINGS = (
+    "pleural_effusion",
+    "emphysema",
+    "consolidation",
+    "cardiomegaly",
+    "pericardial_effusion",
+    "coronary_calcification",
+    "aortic_calcification",
+    "lymphadenopathy",
+    "hiatal_hernia",
+    "medical_material",
+)
+ACQUISITION = (
+    "spacing_mm_z",
+    "spacing_mm_y",
+    "field_of_view_mm_z",
+    "field_of_view_mm_y",
+    "slice_thickness",
+    "noise_hu",
+    "kernel_sharp",
+    "contrast_arterial",
+    "contrast_venous",
+)
+
+
+def read(
+    folder: str | Path,
+    *,
+    count: int = 300,
+    scans_each: int = 2,
+    shape: tuple[int, int, int] = SHAPE,
+    masks: bool = False,
+    first_seed: int = FIRST_SEED,
+    workers: int | None = None,
+) -> BenchmarkData:
+    """The scans of `count` people; those that are not in the folder are made.
+
+    Args:
+        folder: Of the set.
+        count: People.
+        scans_each: Scans of each person, with different scanner settings.
+        shape: Voxels along (z, y, x).
+        masks: Label maps of the organs too, in the column `label_file`.
+        first_seed: Seed of the first person.
+        workers: Processes that make scans; by default one a core.
+
+    Raises:
+        DatasetError: the folder holds a set with other settings.
+    """
+    folder = Path(folder)
+    z, y, x = shape
+    path = write_phantom_set(
+        folder,
+        count=count,
+        first_seed=first_seed,
+        shape=(z, y, x),
+        scans_each=scans_each,
+        masks=masks,
+        workers=workers,
+    )
+    labels = read_labels(path, id_column="id")
+    # The set may hold more people than are asked for.
+    labels = labels.take([row for row, seed in enumerate(labels.column("seed")) if seed < first_seed + count])
+    files = zip(labels.ids, labels.column("file"), strict=True)
+    return BenchmarkData(
+        tasks=[Task(Scan(name, folder / file, named=True)) for name, file in files],
+        labels=labels,
+        folder=folder,
+        baselines={"acquisition": ACQUISITION},
+        acquisition=ACQUISITION,
+        subgroups=("sex", "kernel", "contrast", "slice_thickness"),
+        notes=["synthetic scans with known truth: no statement about patients"],
+        classes=tuple(LABELS) if masks else (),
+    )
