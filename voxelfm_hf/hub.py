@@ -10,6 +10,8 @@ from voxelfm_hf.volumes.errors import ModelError, VoxelFMError
 PUBLISHED = {"rmaguado/VoxelFM": ("vitb_3d/checkpoints/99999.pth", "vitb_3d/config.yaml")}
 # The small model inside the package, wherever a model is named.
 EMBEDDED = "tiny"
+# Marks a folder of LoRA adapters, as peft writes it.
+ADAPTER_CONFIG = "adapter_config.json"
 # Raised when a conversion's result changes, so that older cached ones are not used.
 CONVERSION = 1
 
@@ -19,7 +21,8 @@ def load(model: str | Path, *, revision: str | None = None, **kwargs):
 
     Args:
         model: A folder, "tiny" (inside the package), a Hub repository in transformers format, or "rmaguado/VoxelFM":
-            the published .pth is then downloaded and converted once into the Hugging Face cache.
+            the published .pth is then downloaded and converted once into the Hugging Face cache. A folder of LoRA
+            adapters is merged into the base model that it names.
         revision: Branch, tag or commit on the Hub.
         **kwargs: Passed to `AutoModel.from_pretrained` (`dtype`, `device_map`, `attn_implementation`, ...).
 
@@ -32,6 +35,8 @@ def load(model: str | Path, *, revision: str | None = None, **kwargs):
     from transformers import AutoImageProcessor, AutoModel
 
     folder = resolve_model(model, revision=revision)
+    if (folder / ADAPTER_CONFIG).is_file():
+        return _adapted(folder, **kwargs)
     if not (Path(folder) / "config.json").is_file():
         raise ModelError(f"{model} has no config.json: it is not a model folder of transformers")
     try:
@@ -66,6 +71,26 @@ def resolve_model(model: str | Path, *, revision: str | None = None) -> Path:
         raise ModelError(f"{model} is not a folder, is not in the cache, and the Hub cannot be reached") from None
     except (HfHubHTTPError, OSError) as error:
         raise ModelError(f"{model} cannot be fetched from the Hub ({type(error).__name__})") from None
+
+
+def _adapted(folder: Path, **kwargs):
+    """The base model of a folder of adapters with the adapters merged into its weights, and the image processor."""
+    import json
+
+    from peft import PeftModel
+    from transformers import AutoImageProcessor
+
+    base = json.loads((folder / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path")
+    # Of a local base only the last part of its path is written down.
+    beside = [place / str(base) for place in (folder.parent, folder.parent.parent)]
+    found = next((place for place in beside if base and place.is_dir()), base)
+    if not found or (found is base and base != EMBEDDED and "/" not in base):
+        raise ModelError(f"{folder} holds adapters of a local model named {base}: put that model's folder beside it")
+    network, processor = load(found, **kwargs)
+    merged = PeftModel.from_pretrained(network, str(folder)).merge_and_unload()
+    if (folder / "preprocessor_config.json").is_file():
+        processor = AutoImageProcessor.from_pretrained(folder)
+    return merged.eval(), processor
 
 
 def _converted(repository: str, revision: str | None) -> Path:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from voxelfm_hf import memory
 from voxelfm_hf.eval import speed_model, speed_prepare, timing
 from voxelfm_hf.eval.speed import app
 from voxelfm_hf.modeling.configuration_voxelfm import VoxelFMConfig
@@ -70,8 +71,8 @@ def test_interleaved_seconds_take_turns():
 
 
 def test_peak_memory_is_that_of_the_process_itself():
-    here = timing.peak_memory_bytes()
-    assert 1e6 < timing.in_fresh_process(timing.peak_memory_bytes) < here - 1e7
+    here = memory.peak_memory_bytes()
+    assert 1e6 < timing.in_fresh_process(memory.peak_memory_bytes) < here - 1e7
 
 
 @pytest.mark.parametrize(

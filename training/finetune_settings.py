@@ -1,0 +1,136 @@
+"""How a backbone is fine-tuned, and what comes out."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from torch import nn
+
+from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
+from voxelfm_hf.volumes.errors import RecipeError
+
+# Higher is better; takes the logits (v, o) and targets (v, k) of the validation rows.
+Score = Callable[[np.ndarray, np.ndarray], float]
+
+ATTENTION_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj")
+_LAST = re.compile(r"last_([1-9]\d*)")
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adapters (Hu et al. 2021) on the linear layers of every block.
+
+    Attributes:
+        rank: Of the two factors.
+        alpha: The adapter's output is scaled by alpha / rank.
+        dropout: On the adapter's input.
+        layers: Names of the linear layers: q_proj, k_proj, v_proj, o_proj, up_proj, down_proj, gate_proj.
+        learning_rate: Peak rate of the adapters; they start at zero and stand more than the weights themselves.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    layers: list[str] = field(default_factory=lambda: list(ATTENTION_LAYERS))
+    learning_rate: float = 5e-4
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """How a backbone and its head are trained together.
+
+    Attributes:
+        epochs: Passes over the training rows at most.
+        batch_size: Rows an optimiser step over all processes; null takes all rows, as survival always does.
+        micro_batch: Rows a forward of one process; memory grows with it, results do not depend on it.
+        learning_rate: Peak rate of the final norm in full and last-k fine-tuning; block i of L learns at
+            layer_decay ** (L - i) of it, the patch embedding slower still.
+        layer_decay: Factor of the rate from one block to the one before.
+        head_learning_rate: Peak rate of the head.
+        weight_decay: On weights; not on biases, norms and LayerScale.
+        warmup_epochs: Of linear warm-up; a cosine to zero follows.
+        clip_norm: Largest norm of the gradients.
+        patience: Epochs without a better validation score before training stops.
+        noise: Standard deviation of the Gaussian noise on standardised features, as in probes; null takes the probe's.
+        balance: Give the classes of a label the same total weight, as in probes.
+        flip: Mirror inputs at random along each axis (not for tasks with a place or a side).
+        input_noise: Standard deviation of Gaussian noise on normalised voxels.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
+        mixed_precision: "no" or "bf16".
+        lora: Of the mode lora.
+    """
+
+    epochs: int = 20
+    batch_size: int | None = 32
+    micro_batch: int = 8
+    learning_rate: float = 1e-4
+    layer_decay: float = 0.75
+    head_learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    warmup_epochs: float = 1.0
+    clip_norm: float = 1.0
+    patience: int = 6
+    noise: float | None = None
+    balance: bool = True
+    flip: bool = False
+    input_noise: float = 0.0
+    gradient_checkpointing: bool = False
+    mixed_precision: Literal["no", "bf16"] = "no"
+    lora: LoraSettings = field(default_factory=LoraSettings)
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "micro_batch", "patience"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+
+
+def blocks_of_mode(mode: str, num_layers: int) -> int | None:
+    """How many last blocks a mode trains: 0 for frozen, none for LoRA, num_layers + 1 (the embeddings too) for full.
+
+    Raises:
+        RecipeError: a mode that does not exist, or more blocks than the backbone has.
+    """
+    if mode in ("frozen", "lora", "full"):
+        return {"frozen": 0, "lora": None, "full": num_layers + 1}[mode]
+    last = _LAST.fullmatch(mode)
+    if last is None:
+        raise RecipeError(f"there is no way of fine-tuning named {mode}: use frozen, lora, full or last_2, last_3, ...")
+    if int(last[1]) > num_layers:
+        raise RecipeError(f"{mode} names more blocks than the backbone has ({num_layers})")
+    return int(last[1])
+
+
+@dataclass(frozen=True, eq=False)
+class Finetuned:
+    """A fine-tuned backbone with its head, and how it went.
+
+    Attributes:
+        mode: frozen, lora, last_K or full.
+        backbone: The encoder in evaluation mode; with LoRA a `PeftModel` whose adapters are not merged.
+        probe: The head on its features, not calibrated yet.
+        score: Of the best epoch on the validation rows, higher is better; NaN without validation rows.
+        best_epoch: 0 where no epoch was better than the probe it started from.
+        epochs: Epochs that were trained.
+        seconds: Of training, over all restarts.
+        peak_memory_mb: Largest memory of one process while training: of the device, or on CPUs the resident set with
+            all libraries.
+        trainable_parameters: Of backbone and head.
+        history: One entry an epoch: loss, score.
+        notes: What a reader of the result has to know.
+    """
+
+    mode: str
+    backbone: nn.Module
+    probe: VoxelFMProbe
+    score: float
+    best_epoch: int
+    epochs: int
+    seconds: float
+    peak_memory_mb: float
+    trainable_parameters: int
+    history: list[dict[str, Any]]
+    notes: tuple[str, ...] = ()
