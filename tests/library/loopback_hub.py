@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote
 
 LFS_SUFFIXES = (".safetensors", ".parquet", ".png", ".gz")
 KINDS = {"model": "", "dataset": "datasets/", "space": "spaces/"}
@@ -109,6 +109,16 @@ class _Handler(BaseHTTPRequestHandler):
     def body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
+    def _content(self, content: bytes, headers: dict[str, str]) -> None:
+        """The content, or the part that a Range header asks for."""
+        asked = self.headers.get("Range", "").removeprefix("bytes=")
+        if not asked:
+            return self.answer(content, headers=headers)
+        first, _, last = asked.partition("-")
+        end = min(int(last) + 1 if last else len(content), len(content))
+        headers["Content-Range"] = f"bytes {first}-{end - 1}/{len(content)}"
+        return self.answer(content[int(first) : end], 206, headers)
+
     def missing(self, what: str) -> None:
         self.answer({"error": f"{what} not found"}, 404, {"X-Error-Code": what})
 
@@ -134,7 +144,8 @@ class _Handler(BaseHTTPRequestHandler):
                     return self.missing("RevisionNotFound")
                 sha, files = found
                 if path.startswith(f"{api}/tree/"):
-                    return self.answer([self._entry(file, content) for file, content in files.items()])
+                    below = path.removeprefix(f"{api}/tree/").partition("/")[2]
+                    return self.answer(self._tree(files, below, recursive="recursive=true" in self.path.lower()))
                 return self.answer(
                     {
                         "id": name.removeprefix(KINDS[kind]),
@@ -155,10 +166,20 @@ class _Handler(BaseHTTPRequestHandler):
                 if file not in files:
                     return self.answer(b"", 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": sha})
                 etag = hashlib.sha256(files[file]).hexdigest()
-                return self.answer(files[file], headers={"ETag": f'"{etag}"', "X-Repo-Commit": sha})
+                return self._content(files[file], {"ETag": f'"{etag}"', "X-Repo-Commit": sha})
         return self.missing("RepoNotFound")
 
     do_HEAD = do_GET
+
+    def _tree(self, files: dict[str, bytes], folder: str, *, recursive: bool) -> list[dict]:
+        inside = {file: content for file, content in files.items() if not folder or file.startswith(f"{folder}/")}
+        start = len(folder) + 1 if folder else 0
+        folders = {file[: start + file[start:].index("/")] for file in inside if "/" in file[start:]}
+        listed = inside if recursive else {f: content for f, content in inside.items() if "/" not in f[start:]}
+        return [
+            *({"type": "directory", "path": path, "oid": "0", "size": 0} for path in sorted(folders)),
+            *(self._entry(path, content) for path, content in listed.items()),
+        ]
 
     def _entry(self, path: str, content: bytes) -> dict:
         entry = {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
@@ -172,6 +193,8 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/api/validate-yaml":
             self.body()
             return self.answer({"errors": [], "warnings": []})
+        if "/paths-info/" in path:
+            return self._paths_info(path)
         if not self.may_write():
             return None
         body = self.body()
@@ -209,9 +232,18 @@ class _Handler(BaseHTTPRequestHandler):
             return self._commit(path, body)
         return self.missing("RepoNotFound")
 
-    def _commit(self, path: str, body: bytes) -> None:
+    def repository(self, path: str) -> Repository:
         kind, owner, name = path.removeprefix("/api/").split("/")[:3]
-        repository = self.hub.repositories[f"{KINDS[kind.removesuffix('s')]}{owner}/{name}"]
+        return self.hub.repositories[f"{KINDS[kind.removesuffix('s')]}{owner}/{name}"]
+
+    def _paths_info(self, path: str) -> None:
+        asked = parse_qs(self.body().decode())
+        _, files = self.repository(path).files(path.rsplit("/", 1)[-1]) or ("", {})
+        found = [entry for entry in self._tree(files, "", recursive=True) if entry["path"] in asked.get("paths", [])]
+        self.answer(found)
+
+    def _commit(self, path: str, body: bytes) -> None:
+        repository = self.repository(path)
         _, before = repository.files("main") or ("", {})
         files = dict(before)
         for line in map(json.loads, body.splitlines()):
@@ -223,9 +255,8 @@ class _Handler(BaseHTTPRequestHandler):
             elif line["key"] == "deletedFile":
                 files.pop(value["path"], None)
         sha = repository.commit(files)
-        self.answer(
-            {"commitUrl": f"{self.hub.endpoint}/{owner}/{name}/commit/{sha}", "commitOid": sha, "success": True}
-        )
+        name = path.removeprefix("/api/models/").removeprefix("/api/").split("/commit/")[0]
+        self.answer({"commitUrl": f"{self.hub.endpoint}/{name}/commit/{sha}", "commitOid": sha, "success": True})
 
     def do_PUT(self):
         self.hub.asked.append(f"PUT {self.path}")

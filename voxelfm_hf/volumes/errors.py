@@ -27,3 +27,11 @@ class RecipeError(VoxelFMError):
 
 class ModelError(VoxelFMError):
     """A checkpoint or model folder that cannot be loaded or does not fit."""
+
+
+class ReleaseError(VoxelFMError):
+    """A folder that must not or cannot go to the Hub as it is."""
+
+
+class CardError(VoxelFMError):
+    """A card that lacks something it has to say."""

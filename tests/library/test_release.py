@@ -1,0 +1,266 @@
+"""`voxelfm push`: what is released loads anywhere, what must not leave the house is refused, uploads survive breaks."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.library.loopback_hub import hub_environment, loopback_hub
+from voxelfm_hf import VoxelFMProbe
+from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
+from voxelfm_hf.release.checks import LOCAL_PATH, empty_sections
+from voxelfm_hf.release.folder import DATA, kind_of
+from voxelfm_hf.release.upload import push
+from voxelfm_hf.volumes.errors import ReleaseError
+
+CARD = """---
+license: apache-2.0
+library_name: transformers
+---
+# A model
+
+## How to use it
+
+`voxelfm_hf.load("THIS_FOLDER_OR_REPOSITORY")`
+
+## Intended use and limits
+
+For tests.
+"""
+
+
+@pytest.fixture
+def model(small_model, tmp_path) -> Path:
+    """A folder that may be released."""
+    folder = tmp_path / "model"
+    shutil.copytree(small_model, folder)
+    (folder / "README.md").write_text(CARD)
+    return folder
+
+
+def voxelfm(*words, environment):
+    done = subprocess.run(
+        [sys.executable, "-m", "voxelfm_hf.cli", *map(str, words)], capture_output=True, text=True, env=environment
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def python(code, *words, environment):
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_pushed_model_loads_by_name_and_revision_then_offline(model, tmp_path):
+    code = (
+        "import sys, torch\n"
+        "sys.modules['voxelfm_hf'] = None\n"
+        "from transformers import AutoModel\n"
+        "options = {'revision': sys.argv[2]} if len(sys.argv) > 2 else {}\n"
+        "model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True, **options).eval()\n"
+        "print(model(torch.ones(1, 1, 16, 16, 16)).pooler_output.double().sum().item())\n"
+    )
+    with loopback_hub() as hub:
+        environment = hub_environment(hub, tmp_path / "home")
+        status, out, err = voxelfm("push", model, "user/small", "--private", "--json", environment=environment)
+        assert status == 0, err
+        pushed = json.loads(out)
+        repository = hub.repositories["user/small"]
+        commit = list(repository.commits)[-1]
+        assert repository.private and pushed["url"].endswith(commit)
+        _, files = repository.files("main")
+        assert {"model.safetensors", "config.json", "modeling_voxelfm.py", "LICENSE"} <= set(files)
+        assert b'load("user/small")' in files["README.md"]
+        by_name = python(code, "user/small", environment=environment)
+        repository.commit({**files, "config.json": b"{}"})
+        assert python(code, "user/small", commit, environment=environment) == by_name
+        fresh = hub_environment(hub, tmp_path / "other_home")
+        assert python(code, "user/small", commit, environment=fresh) == by_name
+    offline = {**fresh, "HF_HUB_OFFLINE": "1"}
+    assert python(code, "user/small", commit, environment=offline) == by_name
+
+
+UPLOAD = (
+    "import sys\n"
+    "from pathlib import Path\n"
+    "from voxelfm_hf.release.upload import upload\n"
+    "from voxelfm_hf.volumes.errors import ReleaseError\n"
+    "try:\n"
+    "    print('done', upload(Path(sys.argv[1]), 'user/small'))\n"
+    "except ReleaseError as error:\n"
+    "    print('refused', error)\n"
+)
+
+
+def test_broken_upload_leaves_the_repository_and_is_taken_up(model, tmp_path):
+    (model / "picture.png").write_bytes(os.urandom(2000))
+    with loopback_hub() as hub:
+        environment = hub_environment(hub, tmp_path / "home")
+        hub.uploads_allowed = 1
+        assert "broke off" in python(UPLOAD, model, environment=environment)
+        assert len(hub.repositories["user/small"].commits) == 1  # the empty repository
+        arrived = set(hub.lfs)
+        assert len(arrived) == 1
+        hub.uploads_allowed, before = None, len(hub.asked)
+        assert python(UPLOAD, model, environment=environment).startswith("done")
+        sent = [request for request in hub.asked[before:] if request.startswith("PUT")]
+        assert len(sent) == 1 and not any(oid in sent[0] for oid in arrived)
+
+
+def test_hub_without_a_right_to_write_is_one_sentence(model, tmp_path):
+    with loopback_hub() as hub:
+        environment = {**hub_environment(hub, tmp_path / "home"), "HF_TOKEN": "hf_wrong"}
+        said = python(UPLOAD, model, environment=environment)
+        assert said.startswith("refused") and "hf auth login" in said and "\n" not in said
+        said = python(UPLOAD, model, environment={**environment, "HF_HUB_OFFLINE": "1"})
+        assert "unset it" in said
+
+
+def test_probe_with_its_code(tmp_path):
+    folder = tmp_path / "probe"
+    config = VoxelFMProbeConfig(task="classification", feature_size=36, id2label={0: "nodule"}, head="mlp")
+    VoxelFMProbe(config).save_pretrained(folder)
+    (folder / "README.md").write_text(CARD)
+    (folder / "predictions.csv").write_text("id,predicted_nodule\nA,0.5\n")
+    pushed = push(folder, "user/probe", dry_run=True)
+    assert pushed.kind == "probe" and pushed.url is None
+    assert "modeling_voxelfm_probe.py" in pushed.files and "predictions.csv" in pushed.left_out
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: (f / "README.md").unlink(), "no README.md"),
+        (lambda f: (f / "README.md").write_text(CARD.replace("license: apache-2.0\n", "")), "names no license"),
+        (
+            lambda f: (f / "README.md").write_text(CARD + "\n## Evaluation\n\n## More\n\ntext"),
+            "empty section: Evaluation",
+        ),
+        (lambda f: (f / "README.md").write_text(CARD + "\nTODO\n"), "unfinished"),
+        (lambda f: (f / "README.md").write_text("no header"), "README.md"),
+        (lambda f: (f / "README.md").write_text(CARD.replace("apache-2.0", "cc-by-4.0")), "no LICENSE file"),
+        (lambda f: (f / "optimizer.bin").write_bytes(b"x"), "optimizer.bin may hold a pickle"),
+        (lambda f: torch.save({}, f / "state.md"), "state.md"),
+        (lambda f: (f / "notes.txt").write_text("from /home/someone/scans/x"), "path of your machine"),
+        (lambda f: (f / "notes.txt").write_text("series 1.3.6.1.4.1.14519.5.2.1.6279.6001.1"), "DICOM identifier"),
+        (lambda f: (f / "notes.json").write_text('{"PatientName": "x"}'), "identifies a patient"),
+        (lambda f: (f / "model.safetensors").unlink(), "no weights"),
+    ],
+)
+def test_what_speaks_against_a_release_is_said(model, spoil, message):
+    spoil(model)
+    with pytest.raises(ReleaseError, match=message) as error:
+        push(model, "user/small", dry_run=True)
+    assert "\n" not in str(error.value)
+
+
+def test_folder_that_computes_something_else_without_the_package_is_refused(model, monkeypatch):
+    from voxelfm_hf.release import folder as release_folder
+
+    add_code = release_folder._add_code
+
+    def changed_code(out):
+        add_code(out)
+        code = out / "modeling_voxelfm.py"
+        code.write_text(
+            code.read_text().replace("class VoxelFMModel(", "raise RuntimeError('changed')\nclass VoxelFMModel(")
+        )
+
+    monkeypatch.setattr(release_folder, "_add_code", changed_code)
+    with pytest.raises(ReleaseError, match="without this package: RuntimeError: changed"):
+        push(model, "user/small", dry_run=True)
+
+
+def test_names_and_folders_that_cannot_be_pushed(model, tmp_path):
+    for folder, name, message in [
+        (model, "small", "user/name"),
+        (model, "a/b/c", "user/name"),
+        (tmp_path / "none", "user/x", "not a folder"),
+        (tmp_path, "user/x", "neither a model"),
+    ]:
+        with pytest.raises(ReleaseError, match=message):
+            push(folder, name, dry_run=True)
+
+
+@pytest.fixture
+def prepared(tmp_path) -> Path:
+    """Prepared data of two synthetic chests, with a card."""
+    from voxelfm_hf.data.phantom import make_phantom
+    from voxelfm_hf.data.prepare import prepare
+    from voxelfm_hf.data.write_scan import write_nifti
+
+    for seed in (1, 2):
+        phantom = make_phantom(seed, shape=(40, 48, 48))
+        write_nifti(phantom.volume, tmp_path / "scans" / f"{seed}.nii.gz")
+    prepare(tmp_path / "scans", tmp_path / "data")
+    return tmp_path / "data"
+
+
+def test_prepared_data_go_as_a_data_set_and_stream_back(prepared, tmp_path):
+    from voxelfm_hf.data.dataset_card import write_card
+
+    assert kind_of(prepared) is DATA
+    description = json.loads((prepared / "description.json").read_text())
+    with pytest.raises(ReleaseError, match="names no license"):
+        push(prepared, "user/scans", dry_run=True)
+    write_card(prepared, description, [], license="apache-2.0")
+    with loopback_hub() as hub:
+        environment = hub_environment(hub, tmp_path / "home")
+        status, _, err = voxelfm("push", prepared, "user/scans", environment=environment)
+        assert status == 0, err
+        _, files = hub.repositories["datasets/user/scans"].files("main")
+        assert not {"failures.csv", "duplicates.csv", "prepare.json"} & set(files)
+        shape = python(
+            "from datasets import load_dataset\n"
+            "print(next(iter(load_dataset('user/scans', split='train', streaming=True)))['shape'])",
+            environment=environment,
+        )
+    assert len(json.loads(shape)) == 3
+    description["region"] = {"head+neck": 2}
+    (prepared / "description.json").unlink()
+    (prepared / "description.json").write_text(json.dumps(description))
+    with pytest.raises(ReleaseError, match="face"):
+        push(prepared, "user/scans", dry_run=True)
+    assert push(prepared, "user/scans", dry_run=True, allow_head=True).kind == "prepared data"
+
+
+def test_prepared_data_whose_ids_are_paths_or_uids_are_refused(prepared):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from voxelfm_hf.data.dataset_card import write_card
+
+    write_card(prepared, json.loads((prepared / "description.json").read_text()), [], license="apache-2.0")
+    shard = next(prepared.rglob("*.parquet"))
+    table = pq.read_table(shard)
+    ids = pa.array(["/home/someone/" + str(i) for i in range(len(table))])
+    pq.write_table(table.set_column(table.schema.get_field_index("id"), "id", ids), shard)
+    with pytest.raises(ReleaseError, match="ids of your own"):
+        push(prepared, "user/scans", dry_run=True, allow_head=True)
+
+
+def test_local_paths_are_told_from_addresses_and_names():
+    for text in ("/home/a/b", 'x="/mnt/disk/x"', r"C:\\Users\\a", "(/data/ct/1.nii)"):
+        assert LOCAL_PATH.search(text), text
+    for text in ("https://host/home/a", "user/name", "and/or", "a/data/x", "12/var"):
+        assert not LOCAL_PATH.search(text), text
+
+
+def test_empty_sections():
+    markdown = "# A\n\n## B\n\ntext\n\n```\n# comment\n```\n## C\n\n### D\n\nx\n\n## E\n\n## F\n"
+    assert empty_sections(markdown) == ["E", "F"]
+
+
+def test_source_is_left_as_it_was(model):
+    before = {p.name: (p.read_bytes(), p.stat().st_ino) for p in model.iterdir()}
+    push(model, "user/small", dry_run=True)
+    assert {p.name: (p.read_bytes(), p.stat().st_ino) for p in model.iterdir()} == before
+    assert np.array_equal(sorted(os.listdir(model.parent)), ["model"])
