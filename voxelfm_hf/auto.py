@@ -111,7 +111,10 @@ _REGISTRATIONS = [
         _register_report_config,
     ),
     _Registration(
-        "transformers.models.auto.modeling_auto", "voxelfm_hf.modeling.modeling_voxelfm_report", _register_report_model
+        "transformers.models.auto.modeling_auto",
+        "voxelfm_hf.modeling.modeling_voxelfm_report",
+        _register_report_model,
+        needs=("voxelfm_hf.modeling.modeling_voxelfm",),
     ),
     _Registration(
         "transformers.models.auto.processing_auto",
