@@ -408,8 +408,8 @@ def _load_encoder(name: str | None, *, revision: str | None = None, **kwargs) ->
         return VoxelFMModel.from_pretrained(name, revision=revision, **kwargs)
     except OSError as error:
         raise ValueError(
-            f"the vision encoder {name} is neither a folder nor in the cache, and could not be fetched: name the folder "
-            "it lies in, or load without it and give vision_features"
+            f"the vision encoder {name} is neither a folder nor in the cache, and could not be fetched: name the "
+            "folder it lies in, or load without it and give vision_features"
         ) from error
 
 

@@ -26,7 +26,7 @@ class VoxelFMReportProcessor(ProcessorMixin):
     tokenizer's own chat template; a prompt and its answer are tokenised apart, so that no token spans both.
 
     Args:
-        image_processor (`VoxelFMImageProcessor`, *optional*): Prepares scans; not needed for features computed before.
+        image_processor (`VoxelFMImageProcessor`): Prepares scans.
         tokenizer (`PreTrainedTokenizerBase`): Of the language model; gets the image token if it has none.
         num_image_tokens (`int`, defaults to 128): As in the model's configuration.
         image_token (`str`, defaults to `"<image>"`): The placeholder.
@@ -77,8 +77,8 @@ class VoxelFMReportProcessor(ProcessorMixin):
         template = self.chat_template or self.tokenizer.chat_template
         if template is None:
             raise ReportInputError(
-                "the tokenizer has no chat template: use the instruction-tuned variant of the language model, or give a "
-                "chat_template"
+                "the tokenizer has no chat template: use the instruction-tuned variant of the language model, or give "
+                "a chat_template"
             )
         if self.system_prompt:
             messages = [{"role": "system", "content": self.system_prompt}, *messages]
@@ -181,8 +181,6 @@ class VoxelFMReportProcessor(ProcessorMixin):
             raise ValueError("give either images or vision_features")
         data: dict[str, Any] = {}
         if vision_features is None:
-            if self.image_processor is None:
-                raise ValueError("this processor has no image processor: give vision_features")
             data["pixel_values"] = self.image_processor(images, spacing=spacing)["pixel_values"]
             count = len(data["pixel_values"])
         else:

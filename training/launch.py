@@ -5,20 +5,23 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from voxelfm_hf.recipes import to_values
-from voxelfm_hf.training.pretrain_recipe import PretrainRecipe
 from voxelfm_hf.training.run_folder import flat
 from voxelfm_hf.volumes.errors import RecipeError
 
 logger = logging.getLogger(__name__)
 
 
-def make_accelerator(recipe: PretrainRecipe) -> Accelerator:
+def make_accelerator(recipe: Any) -> Accelerator:
     """Accelerator of a run, checked against the way it was launched.
+
+    Args:
+        recipe: With `output_dir`, and `mixed_precision` and `trackers` in its section `run`.
 
     Raises:
         RecipeError: processes were launched that do not see each other, or a tracker that does not exist.

@@ -77,7 +77,7 @@ class RunLog:
             file.write(json.dumps(finite) + "\n")
 
 
-def settle_recipe(recipe: PretrainRecipe, folder: Path) -> None:
+def settle_recipe(recipe: Any, folder: Path) -> None:
     """Save the resolved recipe in the run folder, or check it against the one the run began with.
 
     Raises:
@@ -85,7 +85,7 @@ def settle_recipe(recipe: PretrainRecipe, folder: Path) -> None:
     """
     path = folder / "recipe.yaml"
     if path.exists():
-        ours, theirs = flat(to_values(recipe)), flat(to_values(load_recipe(path, PretrainRecipe)))
+        ours, theirs = flat(to_values(recipe)), flat(to_values(load_recipe(path, type(recipe))))
         names = sorted(ours.keys() | theirs.keys())
         different = [
             name
@@ -174,7 +174,7 @@ def export_teacher(backbone: PreTrainedModel, recipe: PretrainRecipe, folder: Pa
         backbone.save_pretrained(part)
         processor.save_pretrained(part)
 
-    _replace_folder(folder, write)
+    replace_folder(folder, write)
 
 
 def write_card(
@@ -232,7 +232,7 @@ def write_card(
         temporary.write_text("\n".join(lines))
 
 
-def _replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
+def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Write a folder aside and swap it in."""
     part, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
     for left in (part, old):

@@ -1,4 +1,4 @@
-"""Prompts with scans, and what of a prompt and its answer is learned, token by token for three kinds of chat template."""
+"""Prompts with scans, and what of an answer is learned, token by token for three kinds of chat template."""
 
 import numpy as np
 import pytest

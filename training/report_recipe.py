@@ -1,0 +1,170 @@
+"""The recipe of a report run: data, language model, resampler, and the two stages of training."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from voxelfm_hf.modeling.configuration_voxelfm_report import FEATURE_TOKENS
+from voxelfm_hf.modeling.processing_voxelfm_report import REQUEST
+from voxelfm_hf.volumes.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class ReportDataSettings:
+    """Pairs of a scan and its report.
+
+    Args:
+        reports: CSV, TSV or Parquet table with one report a row (CT-RATE, Merlin, any; see `voxelfm_hf.data.reports`).
+        store: Feature store with patches; training then needs no encoder in memory.
+        scans: In place of a store: folder of the scans, encoded again in every epoch.
+        column: Column with the text; known layouts need none.
+        id_column: Column that names the scan as the store does (or its path in `scans`).
+        split_column: Column that says which rows to train on, where the table has it.
+        split: Its value for rows to train on.
+        reduce: Train on the abnormal findings per organ rather than on the text as it is.
+        shuffle_features: Give every report the scan of another one: a language model that learns the text alone.
+        limit: Train on the first so many pairs only.
+    """
+
+    reports: str
+    store: str | None = None
+    scans: str | None = None
+    column: str | None = None
+    id_column: str | None = None
+    split_column: str = "split"
+    split: str = "train"
+    reduce: bool = True
+    shuffle_features: bool = False
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class ReportModelSettings:
+    """Encoder, language model, and what lies between them.
+
+    Args:
+        vision_model: Folder or Hub repository of the encoder behind the features; tiny is the one in the package.
+        language_model: Folder or Hub repository of a causal language model, or a .gguf file.
+        language_model_revision: Branch, tag or commit on the Hub.
+        feature_tokens: patches_and_cls, patches, or cls.
+        standardise: Centre and scale features by those of (at most 64) training scans.
+        request: What the user's turn asks for.
+        max_length: Most tokens of prompt and report together; longer pairs are left out and counted.
+    """
+
+    language_model: str
+    vision_model: str = "tiny"
+    vision_model_revision: str | None = None
+    language_model_revision: str | None = None
+    feature_tokens: str = "patches_and_cls"
+    standardise: bool = True
+    num_image_tokens: int = 128
+    resampler_hidden_size: int = 2048
+    resampler_num_heads: int = 8
+    resampler_dropout: float = 0.1
+    projector_hidden_size: int = 2048
+    request: str = REQUEST
+    max_length: int = 1024
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """The LoRA adapter of the language model, trained in stage 2."""
+
+    r: int = 16
+    alpha: int = 32
+    dropout: float = 0.05
+    targets: list[str] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"]
+    )
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """One stage of training.
+
+    Args:
+        epochs: Passes over the pairs.
+        batch_size: Pairs of a micro-batch on one process.
+        total_batch: Pairs an optimiser step sees.
+        learning_rate: Peak; warmed up linearly from `min_learning_rate`, then a cosine back to it.
+        warmup_share: Share of the steps that the warm-up takes.
+        feature_noise: Standard deviation of the noise added to (standardised) features.
+        system_prompt: System turn of the prompt.
+    """
+
+    epochs: float = 1
+    batch_size: int = 1
+    total_batch: int = 32
+    learning_rate: float = 1e-4
+    min_learning_rate: float = 1e-6
+    warmup_share: float = 0.03
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    feature_noise: float = 0.1
+    feature_noise_probability: float = 1.0
+    system_prompt: str | None = None
+
+
+@dataclass(frozen=True)
+class ReportRunSettings:
+    """Precision and bookkeeping.
+
+    Args:
+        mixed_precision: Of the forward pass; the frozen language model is held in it too.
+        gradient_checkpointing: Recompute the language model's layers in the backward pass, for memory.
+        num_workers: Processes that read features or scans ahead.
+        checkpoint_every: Steps between checkpoints.
+        keep_last, keep_every: Newest checkpoints kept, and multiples of steps kept for good (0 keeps none).
+    """
+
+    mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"
+    gradient_checkpointing: bool = True
+    num_workers: int = 0
+    log_every: int = 10
+    checkpoint_every: int = 200
+    keep_last: int = 1
+    keep_every: int = 0
+    trackers: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ReportRecipe:
+    """Both stages of a report model.
+
+    Args:
+        output_dir: Run folder; `stage1/model` and `stage2/model` in it are model folders. A run found there goes on.
+        seed: Fixes every draw.
+    """
+
+    data: ReportDataSettings
+    model: ReportModelSettings
+    output_dir: str
+    seed: int = 0
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    stage1: StageSettings = field(default_factory=StageSettings)
+    stage2: StageSettings = field(default_factory=lambda: StageSettings(epochs=10, total_batch=16, learning_rate=2e-5))
+    run: ReportRunSettings = field(default_factory=ReportRunSettings)
+
+    def stage(self, number: int) -> StageSettings:
+        """Settings of stage 1 (resampler and projector) or 2 (and the LoRA adapter)."""
+        return self.stage1 if number == 1 else self.stage2
+
+
+def check(recipe: ReportRecipe) -> None:
+    """Refuse a recipe whose fields contradict each other.
+
+    Raises:
+        RecipeError: one sentence that names the fields.
+    """
+    data = recipe.data
+    if (data.store is None) == (data.scans is None):
+        raise RecipeError("The recipe cannot run: set either data.store or data.scans.")
+    if recipe.model.feature_tokens not in FEATURE_TOKENS:
+        raise RecipeError(f"The recipe cannot run: model.feature_tokens must be one of {', '.join(FEATURE_TOKENS)}.")
+    for name in ("stage1", "stage2"):
+        stage = getattr(recipe, name)
+        for field_name in ("epochs", "batch_size", "total_batch", "learning_rate"):
+            if getattr(stage, field_name) <= 0:
+                raise RecipeError(f"The recipe cannot run: {name}.{field_name} must be above 0.")
+        if stage.min_learning_rate > stage.learning_rate:
+            raise RecipeError(f"The recipe cannot run: {name}.min_learning_rate is above {name}.learning_rate.")
