@@ -48,8 +48,8 @@ def delong_test(
 
     Args:
         labels: (n,) 0 or 1.
-        first: (n,) scores of the first model.
-        second: (n,) scores of the second model.
+        first: (n,) scores of the first model; or (n, s) scores of its s fits, whose mean AUROC is then compared.
+        second: (n,) or (n, s) scores of the second model.
         patients: (n,) identifiers when patients have several rows (Obuchowski's covariance).
         level: Coverage of the interval of the difference.
 
@@ -60,9 +60,13 @@ def delong_test(
     reason = why_not_two_classes(labels)
     if reason:
         return Comparison(nan, nan, nan, nan, len(labels), reason)
-    area, covariance = _areas_and_covariance(labels, [first, second], patients)
-    difference = float(area[0] - area[1])
-    variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
+    fits = [np.asarray(scores).reshape(len(labels), -1).T for scores in (first, second)]
+    area, covariance = _areas_and_covariance(labels, [scores for model in fits for scores in model], patients)
+    contrast = np.concatenate(
+        [np.full(len(model), sign / len(model)) for model, sign in zip(fits, (1, -1), strict=True)]
+    )
+    difference = float(contrast @ area)
+    variance = float(contrast @ covariance @ contrast)
     if not np.isfinite(variance):
         note = "DeLong's variance needs two positives and two negatives of different patients"
         return Comparison(difference, nan, nan, nan, len(labels), note)

@@ -47,7 +47,7 @@ def load_recipe(
     Raises:
         RecipeError: no such file, not YAML, an unknown field, or a value of the wrong type.
     """
-    source, text = _find(name, package)
+    source, text = find_recipe(name, package=package)
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -140,8 +140,8 @@ def field_lines(recipe_class: type, *, prefix: str = "") -> list[str]:
     return lines
 
 
-def _find(name: str | Path, package: str) -> tuple[str, str]:
-    """Name for messages and text of a recipe file."""
+def find_recipe(name: str | Path, *, package: str = "voxelfm_hf.training") -> tuple[str, str]:
+    """Name for messages and text of a recipe file; RecipeError with the names there are when there is none."""
     path = Path(name)
     if path.is_file():
         return str(path), path.read_text()

@@ -124,7 +124,7 @@ def open_data(
         names=[],
         splits=splits,
         groups=groups,
-        subgroups={column: _levels(column, labels.column(column)) for column in chosen},
+        subgroups={column: subgroup_levels(column, labels.column(column)) for column in chosen},
         run=store.run,
         affines=np.array(store.table["patch_affine"].to_pylist())[matched].reshape(-1, 4, 4),
         grids=np.array(store.table["grid"].to_pylist())[matched],
@@ -133,7 +133,7 @@ def open_data(
     return data, labels
 
 
-def _levels(column: str, values: Sequence) -> list:
+def subgroup_levels(column: str, values: Sequence) -> list:
     """Levels of a subgroup column; many different numbers become bands, at their thirds if no edges are known."""
     numbers = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
     if len(numbers) < sum(v is not None for v in values) or len(set(numbers)) <= MAX_LEVELS and column not in SUBGROUPS:

@@ -99,16 +99,7 @@ def evaluate(
         replicates: Bootstrap replicates.
         seed: Of the bootstrap.
     """
-    points = data.options["points"]
-    normalised = data.targets.reshape(len(points), -1, 3)
-    found = np.array([to_normalised(p, data.affines[r], data.grids[r]) for p, r in zip(predictions, rows, strict=True)])
-    usual = np.nanmean(normalised[data.rows("train")], axis=0)
-    always = np.array([to_lps(usual, data.affines[r], data.grids[r]) for r in rows])
-    values = {
-        "error_mm": point_errors_mm(points[rows], predictions),
-        "error_normalised": point_errors_mm(normalised[rows], found),
-        "mean_position_error_mm": point_errors_mm(points[rows], always),
-    }
+    values = row_errors(predictions, data, rows)
     report = per_row_report(
         values,
         lower_is_better=tuple(values),
@@ -118,6 +109,20 @@ def evaluate(
         seed=seed,
     )
     return {data.names[0]: report}
+
+
+def row_errors(predictions: np.ndarray, data: TaskData, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Errors (rows,) of the points and of a constant answer, by name; arguments as in `evaluate`."""
+    points = data.options["points"]
+    normalised = data.targets.reshape(len(points), -1, 3)
+    found = np.array([to_normalised(p, data.affines[r], data.grids[r]) for p, r in zip(predictions, rows, strict=True)])
+    usual = np.nanmean(normalised[data.rows("train")], axis=0)
+    always = np.array([to_lps(usual, data.affines[r], data.grids[r]) for r in rows])
+    return {
+        "error_mm": point_errors_mm(points[rows], predictions),
+        "error_normalised": point_errors_mm(normalised[rows], found),
+        "mean_position_error_mm": point_errors_mm(points[rows], always),
+    }
 
 
 def to_normalised(points_lps: np.ndarray, patch_affine: np.ndarray, grid: np.ndarray) -> np.ndarray:

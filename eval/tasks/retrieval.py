@@ -9,7 +9,7 @@ never in its pools; equal similarities count as a random order.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 import numpy as np
@@ -86,46 +86,79 @@ def evaluate(
         replicates: Bootstrap replicates.
         seed: Of the bootstrap.
     """
-    groups = data.groups[rows]
-    allowed = groups[:, None] != groups[None]
-    for values, limit in data.options["alike"].values():
-        difference = np.abs(values[rows][:, None] - values[rows][None])
-        allowed &= (difference <= limit) & np.isfinite(difference)
     reports = {}
     for i, name in enumerate(data.names):
-        labels = data.targets[rows, i]
-        queries, against = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
-        pairs, pools = _pair_recalls(predictions, queries, against, groups, allowed, k=k, negatives=negatives)
+        found = query_values(predictions, data, rows, target=i, k=k, negatives=negatives)
         settings = {
-            "patients": groups[queries],
-            "subgroups": {c: [levels[row] for row in rows[queries]] for c, levels in data.subgroups.items()},
+            "patients": data.groups[rows][found.queries],
+            "subgroups": {c: [levels[row] for row in rows[found.queries]] for c, levels in data.subgroups.items()},
             "replicates": replicates,
             "seed": seed,
         }
-        measures = {
-            f"recall_at_{size}": Measure(f"recall_at_{size}", partial(_pair_mean, column=column), _why_no_pairs)
-            for column, size in enumerate(k)
-        }
-        report = metric_report(measures, pairs, np.arange(len(queries)), **settings)
-        whole = [
-            _average_precision(predictions[q], labels, (groups != groups[q]) & (labels == 1), allowed[q])
-            for q in queries
-        ]
-        lists = per_row_report({"map": np.array(whole, dtype=float)}, **settings)
+        measures = {f"recall_at_{size}": pair_measure(size, column) for column, size in enumerate(k)}
+        report = metric_report(measures, found.pairs, np.arange(len(found.queries)), **settings)
+        lists = per_row_report({"map": found.precisions}, **settings)
         report = {
             **report,
             "map": lists["map"],
             "estimates": {**report["estimates"], **lists["estimates"]},
             **({"subgroups": report["subgroups"] + lists["subgroups"]} if "subgroups" in report else {}),
         }
+        pools = found.pools
         for size in k:
             chances = np.minimum(1.0, size / (pools[pools > 0] + 1))
             report[f"chance_at_{size}"] = float(chances.mean()) if len(chances) else float("nan")
         short = int((pools < negatives).sum())
         if short:
-            report["note"] = f"{short} of {len(queries)} queries have fewer than {negatives} negatives"
+            report["note"] = f"{short} of {len(found.queries)} queries have fewer than {negatives} negatives"
         reports[name] = report
     return reports
+
+
+@dataclass(frozen=True, eq=False)
+class QueryValues:
+    """What one finding's q queries found.
+
+    Attributes:
+        queries: (q,) positions among the rows.
+        pairs: (q, q, len(k)) recalls of every query for every positive, -1 where they may not meet.
+        pools: (q,) negatives in the pool of each query.
+        precisions: (q,) average precision over all eligible scans, NaN without a negative.
+    """
+
+    queries: np.ndarray
+    pairs: np.ndarray
+    pools: np.ndarray
+    precisions: np.ndarray
+
+
+def query_values(
+    predictions: np.ndarray,
+    data: TaskData,
+    rows: np.ndarray,
+    *,
+    target: int = 0,
+    k: Sequence[int] = (1, 5, 10),
+    negatives: int = POOL_NEGATIVES,
+) -> QueryValues:
+    """Recalls and average precisions of every query of one finding; arguments as in `evaluate`."""
+    groups = data.groups[rows]
+    allowed = groups[:, None] != groups[None]
+    for values, limit in data.options["alike"].values():
+        difference = np.abs(values[rows][:, None] - values[rows][None])
+        allowed &= (difference <= limit) & np.isfinite(difference)
+    labels = data.targets[rows, target]
+    queries, against = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
+    pairs, pools = _pair_recalls(predictions, queries, against, groups, allowed, k=k, negatives=negatives)
+    precisions = [
+        _average_precision(predictions[q], labels, (groups != groups[q]) & (labels == 1), allowed[q]) for q in queries
+    ]
+    return QueryValues(queries, pairs, pools, np.array(precisions, dtype=float))
+
+
+def pair_measure(size: int, column: int) -> Measure:
+    """Recall@size as a measure of (pairs, positions of the queries), from one column of the pairs' last axis."""
+    return Measure(f"recall_at_{size}", partial(_pair_mean, column=column), _why_no_pairs)
 
 
 def _pair_recalls(

@@ -148,6 +148,27 @@ def evaluate(
         replicates: Bootstrap replicates.
         seed: Of the bootstrap.
     """
+    values = row_scores(predictions, data, rows, tolerance_mm=tolerance_mm, surfaces=surfaces)
+    report = per_row_report(
+        values,
+        lower_is_better=[name for name in values if name.startswith("hd95")],
+        patients=data.groups[rows],
+        subgroups={column: [levels[row] for row in rows] for column, levels in data.subgroups.items()},
+        replicates=replicates,
+        seed=seed,
+    )
+    return {"structures": report}
+
+
+def row_scores(
+    predictions: Sequence[np.ndarray],
+    data: TaskData,
+    rows: np.ndarray,
+    *,
+    tolerance_mm: float = 2.0,
+    surfaces: bool = True,
+) -> dict[str, np.ndarray]:
+    """Scores (rows,) by name, as `segmentation_scores` gives them for each scan; arguments as in `evaluate`."""
     scores = []
     for prediction, row in zip(predictions, rows, strict=True):
         mask = read_mask(data.options["paths"][row], num_classes=len(data.names))
@@ -161,16 +182,7 @@ def evaluate(
                 annotated=data.options["known"][row],
             )
         )
-    values = {name: np.array([score[name] for score in scores]) for name in scores[0]} if scores else {}
-    report = per_row_report(
-        values,
-        lower_is_better=[name for name in values if name.startswith("hd95")],
-        patients=data.groups[rows],
-        subgroups={column: [levels[row] for row in rows] for column, levels in data.subgroups.items()},
-        replicates=replicates,
-        seed=seed,
-    )
-    return {"structures": report}
+    return {name: np.array([score[name] for score in scores]) for name in scores[0]} if scores else {}
 
 
 def read_mask(path: str | Path, *, num_classes: int) -> Volume:

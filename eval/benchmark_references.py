@@ -1,0 +1,82 @@
+"""The two ends of the scale beside every number: features that are the answer, and features that are noise.
+
+A probe that stays below the ceiling, or above the floor, is broken or the labels leak; the gap between an encoder and
+the ceiling is what its features lack.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from voxelfm_hf.eval.benchmark_recipe import TaskRecipe
+from voxelfm_hf.eval.labels import LabelTable, number_target
+from voxelfm_hf.eval.tasks.data import TaskData
+from voxelfm_hf.training.probe_data import ProbeFeatures
+
+CEILING, FLOOR = "ceiling", "floor"
+SENTENCES = {
+    CEILING: "the features are the targets themselves; for segmentation the share of each class in each patch",
+    FLOOR: "the features are Gaussian noise",
+}
+NOISE_CHANNELS = 16
+
+
+def with_reference(data: TaskData, task: TaskRecipe, labels: LabelTable, kind: str, *, seed: int) -> TaskData:
+    """The same task with other features.
+
+    Args:
+        data: Task data of any encoder that has what the task needs.
+        task: The task.
+        labels: The rows of the data, for the columns of `task.ceiling`.
+        kind: "ceiling" or "floor".
+        seed: Of the noise.
+    """
+    if task.uses_patches:
+        maker = _ceiling_patches if kind == CEILING else _noise_patches
+        return replace(data, features=ProbeFeatures(patches=lambda row: maker(data, row, seed)))
+    if kind == CEILING:
+        features = _answers(data, task, labels)
+    else:
+        features = np.random.default_rng([seed, 1]).normal(size=(len(data.ids), _width(data)))
+    return replace(data, features=ProbeFeatures(cls=torch.from_numpy(np.asarray(features, dtype=np.float32))))
+
+
+def _answers(data: TaskData, task: TaskRecipe, labels: LabelTable) -> np.ndarray:
+    """(n, k) features that know the answer; unknown ones are 0."""
+    if task.ceiling:
+        position = {identifier: row for row, identifier in enumerate(labels.ids)}
+        columns = np.stack([number_target(labels, name) for name in task.ceiling], axis=1)
+        return np.nan_to_num(columns[[position[identifier] for identifier in data.ids]])
+    targets = data.targets[:, :1] if data.task == "survival" else data.targets
+    if data.options.get("exclusive"):
+        targets = (targets == np.arange(len(data.names))).astype(float)
+    if data.task == "retrieval":
+        targets = 2 * targets - 1  # cosine 1 within a class and -1 across
+    return np.nan_to_num(targets)
+
+
+def _width(data: TaskData) -> int:
+    return NOISE_CHANNELS if data.features.cls is None else data.features.cls.shape[1]
+
+
+def _noise_patches(data: TaskData, row: int, seed: int) -> np.ndarray:
+    return np.random.default_rng([seed, 2, row]).normal(size=(*data.grids[row], NOISE_CHANNELS)).astype(np.float32)
+
+
+def _ceiling_patches(data: TaskData, row: int, seed: int) -> np.ndarray:
+    grid = tuple(int(n) for n in data.grids[row])
+    if data.maps is not None:
+        voxels = data.options["voxels_per_patch"]
+        d, h, w = grid
+        classes = data.maps(row).reshape(d, voxels, h, voxels, w, voxels)
+        shares = [(classes == number).mean(axis=(1, 3, 5)) for number in range(len(data.names))]
+        return np.stack(shares, axis=-1).astype(np.float32)
+    # Four channels a point, as heads with attention need: how near a patch is, at several scales.
+    centres = np.stack(np.meshgrid(*(np.arange(n) + 0.5 for n in grid), indexing="ij"), axis=-1)
+    channels = []
+    for point in data.targets[row].reshape(-1, 3) * grid:
+        distance = np.linalg.norm(centres - point, axis=-1)
+        near = [np.exp(-((distance / scale) ** 2) / 2) for scale in (0.7, 1.5, 3.0)]
+        channels += [np.nan_to_num(values) for values in (*near, np.minimum(distance, 10) / 10)]
+    return np.stack(channels, axis=-1).astype(np.float32)

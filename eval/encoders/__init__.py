@@ -1,0 +1,47 @@
+"""Encoders, one file each: anything that turns a scan or a region into a CLS vector and perhaps a patch grid.
+
+    make(setup, **options) -> Encoder
+
+What an encoder makes lies in an ordinary feature store, so every task works on it unchanged. A new encoder is one new
+file here.
+"""
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from voxelfm_hf.eval.encoders.base import Encoder, EncoderSetup
+from voxelfm_hf.volumes.errors import RecipeError
+
+HELPERS = ("base", "cubes", "texture", "peer")
+
+
+def encoder_names() -> list[str]:
+    """Names of the encoders there are."""
+    files = Path(__file__).parent.glob("*.py")
+    return sorted(path.stem for path in files if not path.stem.startswith("_") and path.stem not in HELPERS)
+
+
+def make_encoder(kind: str, setup: EncoderSetup, options: Mapping[str, Any] | None = None) -> Encoder:
+    """The encoder of a name.
+
+    Args:
+        kind: One of `encoder_names()`.
+        setup: What all encoders are given.
+        options: Its own options.
+
+    Raises:
+        RecipeError: no such encoder, or an option it does not have.
+        ModelError: its weights or its package are missing.
+    """
+    if kind not in encoder_names():
+        raise RecipeError(f"there is no encoder {kind}: choose one of {', '.join(encoder_names())}")
+    make = importlib.import_module(f"voxelfm_hf.eval.encoders.{kind}").make
+    known = [name for name in inspect.signature(make).parameters if name != "setup"]
+    for name in options or {}:
+        if name not in known:
+            has = f"it has {', '.join(known)}" if known else "it has none"
+            raise RecipeError(f"the encoder {kind} has no option {name}: {has}")
+    return make(setup, **(options or {}))

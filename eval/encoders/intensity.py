@@ -1,0 +1,67 @@
+"""Intensity statistics: what Hounsfield units alone tell, without any shape."""
+
+from typing import Any
+
+import numpy as np
+
+from voxelfm_hf.eval.encoders.base import Encoded, EncoderSetup, VolumeEncoder
+from voxelfm_hf.eval.encoders.cubes import Preparation
+from voxelfm_hf.eval.learned_features import histogram
+from voxelfm_hf.scan_list import Region
+from voxelfm_hf.volumes import Volume
+
+PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
+# Air, lung, fat, soft tissue, contrast and calcium, bone.
+BAND_EDGES_HU = (-950.0, -500.0, -20.0, 150.0, 400.0)
+
+
+class IntensityEncoder(VolumeEncoder):
+    """Histogram, moments and percentiles of the voxels; for patches their local counterparts."""
+
+    gives_patches = True
+
+    def __init__(self, preparation: Preparation):
+        self.preparation = preparation
+        self.preprocessing = f"{preparation.sentence}; then HU histogram, moments and percentiles, also by patch"
+
+    def settings(self) -> dict[str, Any]:
+        return {**self.preparation.settings(), "percentiles": PERCENTILES, "bands_hu": BAND_EDGES_HU}
+
+    def encode(self, volume: Volume, region: Region | None) -> Encoded:
+        cube = self.preparation(volume, region)
+        p = self.preparation.patch_size
+        return Encoded(intensity_vector(cube.hu), cube.geometry, p, patch_statistics(cube.hu, p))
+
+
+def intensity_vector(hu: np.ndarray) -> np.ndarray:
+    """(45,): the histogram of `learned_features`, skewness, kurtosis and nine percentiles."""
+    deviation = (hu - hu.mean()) / max(float(hu.std()), 1e-6)
+    moments = [(deviation**3).mean(), (deviation**4).mean()]
+    return np.array([*histogram(hu), *moments, *np.percentile(hu, PERCENTILES)])
+
+
+def patch_statistics(hu: np.ndarray, patch_size: int) -> np.ndarray:
+    """(d, h, w, 16): of each patch mean, deviation, extremes, quartiles, mean gradient along z, y, x, shares of six
+    bands of tissue; HU in units of 1000. The width is a multiple of 4, as heads with attention need.
+    """
+    p = patch_size
+    d, h, w = (n // p for n in hu.shape)
+    kilo = hu / 1000
+
+    def blocks(values: np.ndarray) -> np.ndarray:
+        return values.reshape(d, p, h, p, w, p).transpose(0, 2, 4, 1, 3, 5).reshape(d, h, w, p**3)
+
+    voxels = blocks(kilo)
+    columns = [voxels.mean(-1), voxels.std(-1), voxels.min(-1), voxels.max(-1)]
+    columns += list(np.percentile(voxels, (25, 50, 75), axis=-1))
+    columns += [blocks(np.abs(np.gradient(kilo, axis=axis))).mean(-1) for axis in range(3)]
+    band = np.digitize(voxels * 1000, BAND_EDGES_HU)
+    columns += [(band == number).mean(-1) for number in range(len(BAND_EDGES_HU) + 1)]
+    return np.stack(columns, axis=-1).astype(np.float32)
+
+
+def make(setup: EncoderSetup) -> IntensityEncoder:
+    """Statistics of the cubes that the setup's model sees."""
+    return IntensityEncoder(
+        Preparation.of_model(setup.model, region_size=setup.region_size, max_patches=setup.max_patches)
+    )

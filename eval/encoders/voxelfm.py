@@ -1,0 +1,52 @@
+"""VoxelFM models: a folder, a Hub repository, or "tiny"."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from voxelfm_hf.eval.datasets import BenchmarkData
+from voxelfm_hf.eval.encoders.base import EncoderSetup
+from voxelfm_hf.eval.encoders.cubes import Preparation
+from voxelfm_hf.features import EmbedOptions, EmbedSummary, Task, embed_scans
+from voxelfm_hf.hub import resolve_model, weight_hash
+
+
+class VoxelFMEncoder:
+    """A model of this package, through `embed_scans`."""
+
+    gives_patches = True
+
+    def __init__(self, setup: EncoderSetup, *, folder: Path | None = None, seeded: bool = False):
+        self.folder = folder or resolve_model(setup.model or "tiny")
+        self.seeded = seeded
+        self.hash = weight_hash(self.folder)
+        preparation = Preparation.of_model(
+            str(self.folder), region_size=setup.region_size, max_patches=setup.max_patches
+        )
+        preparation = replace(preparation, title="the model")
+        self.preprocessing = preparation.sentence
+        self.settings = {**preparation.settings(), "dtype": setup.dtype}
+        self.options = EmbedOptions(
+            max_patches=setup.max_patches, region_size=preparation.region_size, dtype=setup.dtype, pad=True
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """The weights and the preparation."""
+        return f"{self.hash} {sorted(self.settings.items())}"
+
+    def fill(
+        self,
+        data: BenchmarkData,
+        store: Path,
+        *,
+        patches: bool = False,
+        on_scan: Callable[[Task], None] | None = None,
+    ) -> EmbedSummary:
+        """See `Encoder.fill`."""
+        return embed_scans(data.tasks, self.folder, store, replace(self.options, patches=patches), on_scan=on_scan)
+
+
+def make(setup: EncoderSetup) -> VoxelFMEncoder:
+    """The model of the setup."""
+    return VoxelFMEncoder(setup)
