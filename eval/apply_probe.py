@@ -41,6 +41,21 @@ class Answer:
     label_map: np.ndarray | None = None
     notes: tuple[str, ...] = ()
 
+    def facts(self) -> dict[str, Any]:
+        """The parts that are numbers, JSON-ready, empty ones left out."""
+        facts: dict[str, Any] = {
+            "values": {name: round(value, 4) for name, value in self.values.items()},
+            "positive": self.positive,
+            "intervals": {name: [round(v, 4) for v in pair] for name, pair in self.intervals.items()},
+            "units": self.units,
+            "survival": {f"{time:g}": round(chance, 4) for time, chance in self.survival.items()},
+            "points_lps_mm": [] if self.points_lps is None else self.points_lps.round(1).tolist(),
+            "notes": list(self.notes),
+        }
+        if self.label_map is not None:
+            facts["voxels_a_class"] = np.bincount(self.label_map.reshape(-1)).tolist()
+        return {name: value for name, value in facts.items() if value}
+
 
 class ProbeReader:
     """A probe with its backbone and image processor, ready for scans.

@@ -135,7 +135,7 @@ def predict(
             continue
         if out is not None:
             _write_answer(out / path.name, volume, answer)
-        facts = _answer_facts(answer)
+        facts = answer.facts()
         if as_json:
             print(json.dumps({"scan": str(path), **facts}))
         else:
@@ -146,24 +146,6 @@ def predict(
                 )
     if failed:
         raise typer.Exit(EXIT_BAD_INPUT if failed == len(scans) else EXIT_PARTLY_FAILED)
-
-
-def _answer_facts(answer: Any) -> dict[str, Any]:
-    """The parts of an answer that are numbers, JSON-ready, empty ones left out."""
-    facts: dict[str, Any] = {
-        "values": {name: round(value, 4) for name, value in answer.values.items()},
-        "positive": answer.positive,
-        "intervals": {name: [round(v, 4) for v in pair] for name, pair in answer.intervals.items()},
-        "units": answer.units,
-        "survival": {f"{time:g}": round(chance, 4) for time, chance in answer.survival.items()},
-        "points_lps_mm": [] if answer.points_lps is None else answer.points_lps.round(1).tolist(),
-        "notes": list(answer.notes),
-    }
-    if answer.label_map is not None:
-        facts["voxels_a_class"] = [
-            int((answer.label_map == value).sum()) for value in range(answer.label_map.max() + 1)
-        ]
-    return {name: value for name, value in facts.items() if value}
 
 
 def _write_answer(folder: Path, volume: Any, answer: Any) -> None:
