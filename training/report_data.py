@@ -53,7 +53,7 @@ def read_pairs(settings: ReportDataSettings, scans: Sequence[str] | None = None)
     Raises:
         LabelError: the table cannot be read, or no row is left.
     """
-    by_name = None if scans is None else _by_name(scans)
+    by_name = None if scans is None else scans_by_name(scans)
     reports = read_reports(settings.reports, columns=settings.column, id_column=settings.id_column)
     pairs, left_out = [], dict.fromkeys(("of another split", "without a report", "without features"), 0)
     for report, row in zip(reports, read_rows(settings.reports), strict=True):
@@ -205,7 +205,7 @@ def collate(encoded: Sequence[tuple[list[int], list[int]]]) -> dict[str, Any]:
     }
 
 
-def _by_name(scans: Sequence[str]) -> dict[str, str]:
+def scans_by_name(scans: Sequence[str]) -> dict[str, str]:
     """Store ids by themselves, and by their last part (with and without the file's ending) where that is unique."""
     names: dict[str, list[str]] = {}
     for scan in scans:

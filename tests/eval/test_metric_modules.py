@@ -21,7 +21,7 @@ def load(name):
 
 def test_every_folder_loads():
     names = sorted(path.name for path in FOLDER.glob("ct_*"))
-    tasks = ("classification", "localization", "regression", "retrieval", "segmentation", "survival")
+    tasks = ("classification", "localization", "regression", "report", "retrieval", "segmentation", "survival")
     assert names == [f"ct_{task}" for task in tasks]
     for name in names:
         assert load(name).inputs_description
