@@ -24,6 +24,8 @@ class VoxelFMReportConfig(PreTrainedConfig):
         text_config (`PreTrainedConfig` or `dict`, *optional*): Any causal language model; Llama by default.
         feature_tokens (`str`, defaults to `"patches_and_cls"`): Tokens of a scan that the resampler reads:
             patches_and_cls, patches, or cls (the published runs, in which all image tokens are equal).
+        position_features (`bool`, defaults to `False`): Append the place of every patch to its features, so that the
+            resampler can ask for what lies where. Published: off.
         num_image_tokens (`int`, defaults to 128): Learned queries: vectors a scan becomes in the prompt.
         image_token_id (`int`, *optional*): Token of the prompt that an image vector takes the place of. It need not be
             in the language model's vocabulary.
@@ -52,6 +54,7 @@ class VoxelFMReportConfig(PreTrainedConfig):
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
     feature_tokens: str = "patches_and_cls"
+    position_features: bool = False
     num_image_tokens: int = 128
     image_token_id: int | None = None
     resampler_hidden_size: int = 2048
@@ -74,6 +77,11 @@ class VoxelFMReportConfig(PreTrainedConfig):
         self.auto_map = kwargs.pop("auto_map", None) or dict(REPORT_AUTO_MAP)
         super().__post_init__(**kwargs)
         self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
+
+    @property
+    def token_size(self) -> int:
+        """Width of the tokens of a scan: features, and three coordinates where they are used."""
+        return self.vision_config.hidden_size + 3 * self.position_features
 
     def validate_architecture(self):
         """Raises ValueError where the numbers contradict each other; run after every construction."""

@@ -230,7 +230,10 @@ class VoxelFMForReportGeneration(PreTrainedModel, GenerationMixin):
             for batch in volumes:
                 outputs = self.vision_tower(batch.to(self.vision_tower.device))
                 patches = outputs.last_hidden_state[:, self.vision_tower.num_prefix_tokens :]
-                found += scan_tokens(outputs.pooler_output, patches, feature_tokens=self.config.feature_tokens)
+                grid = self.vision_tower.patch_grid(batch) if self.config.position_features else None
+                found += scan_tokens(
+                    outputs.pooler_output, patches, feature_tokens=self.config.feature_tokens, grid=grid
+                )
         return pad_tokens(found)
 
     def get_image_features(
@@ -257,10 +260,9 @@ class VoxelFMForReportGeneration(PreTrainedModel, GenerationMixin):
             raise ValueError("give either pixel_values or vision_features")
         if vision_features is None:
             vision_features, vision_mask = self.encode_scans(pixel_values)
-        if vision_features.ndim != 3 or vision_features.shape[-1] != self.config.vision_config.hidden_size:
+        if vision_features.ndim != 3 or vision_features.shape[-1] != self.config.token_size:
             raise ValueError(
-                f"vision_features must be (scans, tokens, {self.config.vision_config.hidden_size}), got "
-                f"{tuple(vision_features.shape)}"
+                f"vision_features must be (scans, tokens, {self.config.token_size}), got {tuple(vision_features.shape)}"
             )
         device = self.resampler.query.device
         vision_mask = None if vision_mask is None else vision_mask.to(device)

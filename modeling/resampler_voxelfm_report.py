@@ -3,12 +3,22 @@
 Notation: I scans, T tokens of a scan (CLS and patches), C their width, Q image tokens, W width of the resampler.
 """
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
+# Wave numbers of the sines and cosines of a coordinate from -1 to 1 across the patch grid.
+POSITION_WAVES = (0.5, 1.0, 2.0)
+
 
 def scan_tokens(
-    cls: torch.Tensor | None, patches: torch.Tensor | None, *, feature_tokens: str = "patches_and_cls"
+    cls: torch.Tensor | None,
+    patches: torch.Tensor | None,
+    *,
+    feature_tokens: str = "patches_and_cls",
+    grid: Sequence[int] | None = None,
 ) -> torch.Tensor:
     """The tokens of a scan that the resampler reads.
 
@@ -16,10 +26,15 @@ def scan_tokens(
         cls: (..., C) CLS vector.
         patches: (..., N, C) patch tokens, w fastest.
         feature_tokens: patches_and_cls, patches or cls.
+        grid: (d, h, w): append the place of every patch, -1 to 1 along z, y, x between the outer edges of the grid, and
+            0 for CLS.
 
     Returns:
-        (..., T, C): CLS first, where it is used.
+        (..., T, C) or (..., T, C + 3): CLS first, where it is used.
     """
+    if grid is not None:
+        cls = None if cls is None else nn.functional.pad(cls, (0, 3))
+        patches = None if patches is None else torch.cat([patches, _places(patches, grid)], dim=-1)
     if feature_tokens == "patches":
         parts = [patches]
     elif feature_tokens == "cls":
@@ -31,11 +46,19 @@ def scan_tokens(
     return torch.cat(parts, dim=-2)
 
 
+def _places(patches: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
+    """Patch centres (..., N, 3) from -1 to 1."""
+    axes = [(2 * torch.arange(n, device=patches.device) + 1) / n - 1 for n in grid]
+    places = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 2)
+    return places.to(patches.dtype).expand(*patches.shape[:-1], 3)
+
+
 class VoxelFMReportResampler(nn.Module):
     """Q learned queries attend to the tokens of a scan: (I, T, C) -> (I, Q, W).
 
     One linear layer for keys, another for values, multi-head attention; no residual, no MLP. Tokens are first
     standardised by `feature_mean` and `feature_scale` (C,), which are 0 and 1 unless they were set from training scans.
+    Coordinates of patches, where they are used, come as sines and cosines beside the features.
     """
 
     def __init__(self, config):
@@ -44,8 +67,10 @@ class VoxelFMReportResampler(nn.Module):
         self.register_buffer("feature_mean", torch.zeros(features))
         self.register_buffer("feature_scale", torch.ones(features))
         self.query = nn.Parameter(torch.empty(config.num_image_tokens, width))
-        self.key = nn.Linear(features, width)
-        self.value = nn.Linear(features, width)
+        self.has_positions = config.position_features
+        inputs = features + (3 * (1 + 2 * len(POSITION_WAVES)) if self.has_positions else 0)
+        self.key = nn.Linear(inputs, width)
+        self.value = nn.Linear(inputs, width)
         self.attention = nn.MultiheadAttention(
             width, config.resampler_num_heads, dropout=config.resampler_dropout, batch_first=True
         )
@@ -60,7 +85,9 @@ class VoxelFMReportResampler(nn.Module):
             mask: (I, T) bool, true at real tokens of scans padded to one length.
             with_attention: Whether to give the weights; they sum to 1 over T.
         """
-        tokens = (tokens.to(self.feature_mean.dtype) - self.feature_mean) / self.feature_scale
+        tokens = tokens.to(self.feature_mean.dtype)
+        features = (tokens[..., : len(self.feature_mean)] - self.feature_mean) / self.feature_scale
+        tokens = torch.cat([features, *self._waves(tokens[..., -3:])], dim=-1) if self.has_positions else features
         queries = self.query.expand(len(tokens), -1, -1)
         return self.attention(
             queries,
@@ -69,6 +96,10 @@ class VoxelFMReportResampler(nn.Module):
             key_padding_mask=None if mask is None else ~mask,
             need_weights=with_attention,
         )
+
+    def _waves(self, places: torch.Tensor) -> list[torch.Tensor]:
+        angles = [math.pi * wave * places for wave in POSITION_WAVES]
+        return [places, *(function(angle) for angle in angles for function in (torch.sin, torch.cos))]
 
 
 class VoxelFMReportProjector(nn.Sequential):

@@ -40,7 +40,12 @@ class Checkpoints:
 
     def newest(self) -> Path | None:
         """The newest complete checkpoint, or None."""
-        return self._complete()[-1] if self._complete() else None
+        return self.newest_in(self.folder)
+
+    @staticmethod
+    def newest_in(folder: Path) -> Path | None:
+        """The newest complete checkpoint of a folder, or None."""
+        return max((path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)), default=None)
 
     def save(self, step: int, *, position: dict[str, Any]) -> Path:
         """Write a checkpoint; a collective call between optimiser steps.

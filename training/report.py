@@ -23,6 +23,7 @@ from voxelfm_hf.training.launch import make_accelerator, stop_signals
 from voxelfm_hf.training.progress import Clock
 from voxelfm_hf.training.report_parts import ReportParts, build_parts, stage_folder
 from voxelfm_hf.training.report_recipe import ReportRecipe, StageSettings, check
+from voxelfm_hf.training.report_words import with_noise
 from voxelfm_hf.training.run_folder import RunLog, environment, replace_folder, settle_recipe, write_json
 from voxelfm_hf.volumes.errors import VoxelFMError
 
@@ -136,9 +137,7 @@ def _inputs(batch: dict[str, Any], parts: ReportParts, stage: StageSettings, dev
     inputs = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
     features = inputs.get("vision_features")
     if features is not None and stage.feature_noise:
-        scale = parts.feature_scale.to(device) * stage.feature_noise
-        noisy = (torch.rand(len(features), 1, 1, device=device) < stage.feature_noise_probability).float()
-        inputs["vision_features"] = features + noisy * scale * torch.randn_like(features)
+        inputs["vision_features"] = with_noise(features, parts.feature_scale.to(device), stage)
     return inputs
 
 

@@ -107,8 +107,8 @@ def shuffled_between_scans(pairs: Sequence[ReportPair], *, seed: int) -> list[Re
     return moved
 
 
-def store_tokens(store: FeatureStore, feature_tokens: str) -> Callable[[str], torch.Tensor]:
-    """A function from a store id to the tokens (T, C) that the resampler reads.
+def store_tokens(store: FeatureStore, feature_tokens: str, *, positions: bool = False) -> Callable[[str], torch.Tensor]:
+    """A function from a store id to the tokens (T, C) that the resampler reads, with `positions` (T, C + 3).
 
     Raises:
         StoreError: patches are wanted and the store has none.
@@ -120,9 +120,10 @@ def store_tokens(store: FeatureStore, feature_tokens: str) -> Callable[[str], to
     def tokens(identifier: str) -> torch.Tensor:
         cls = torch.from_numpy(store.cls[rows[identifier]].copy())
         if feature_tokens == "cls":
-            return scan_tokens(cls, None, feature_tokens=feature_tokens)
-        patches = torch.from_numpy(store.patches(identifier)).float().flatten(0, 2)
-        return scan_tokens(cls, patches, feature_tokens=feature_tokens)
+            return scan_tokens(cls, None, feature_tokens=feature_tokens, grid=(1, 1, 1) if positions else None)
+        patches = torch.from_numpy(store.patches(identifier)).float()
+        grid = tuple(patches.shape[:3]) if positions else None
+        return scan_tokens(cls, patches.flatten(0, 2), feature_tokens=feature_tokens, grid=grid)
 
     return tokens
 

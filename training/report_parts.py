@@ -35,6 +35,7 @@ from voxelfm_hf.training.report_data import (
     store_tokens,
 )
 from voxelfm_hf.training.report_recipe import ReportRecipe
+from voxelfm_hf.training.report_words import learn_words
 from voxelfm_hf.training.schedules import Schedule, learning_rate
 from voxelfm_hf.volumes.errors import ModelError, RecipeError
 
@@ -93,7 +94,7 @@ def build_parts(recipe: ReportRecipe, number: int, accelerator: Accelerator) -> 
         logger.warning("%d of %d pairs exceed model.max_length and are left out", too_long, len(found.pairs))
     pairs = shuffled_between_scans(kept, seed=recipe.seed) if recipe.data.shuffle_features else kept
     if store is not None:
-        read = store_tokens(store, recipe.model.feature_tokens)
+        read = store_tokens(store, recipe.model.feature_tokens, positions=recipe.model.position_features)
     else:
         read = scan_volumes(str(recipe.data.scans), processor)
     if number == 1 and recipe.model.standardise and store is not None:
@@ -112,6 +113,11 @@ def build_parts(recipe: ReportRecipe, number: int, accelerator: Accelerator) -> 
         processes=accelerator.num_processes,
         volumes=store is None,
     )
+    newest = Checkpoints.newest_in(folder / "checkpoints")
+    if number == 1 and stage.word_epochs and newest is None:
+        if store is None:
+            raise RecipeError("stage1.word_epochs needs features computed before: set data.store.")
+        learn_words(network, pairs, [labels for _, labels in encoded], read, stage, seed=recipe.seed)
     if recipe.run.gradient_checkpointing:
         # The name in transformers before 5.23 or so is the second one.
         enable = getattr(network.language_model, "activation_checkpointing_enable", None)
@@ -125,7 +131,9 @@ def build_parts(recipe: ReportRecipe, number: int, accelerator: Accelerator) -> 
     checkpoints = Checkpoints(
         folder / "checkpoints", accelerator, keep_last=recipe.run.keep_last, keep_every=recipe.run.keep_every
     )
-    newest, first_step = checkpoints.newest(), 0
+    # Every process draws its own noise, after all have built the same model.
+    set_seed(recipe.seed + number, device_specific=True)
+    first_step = 0
     if newest:
         first_step, _ = checkpoints.load(newest)
         logger.info("going on at step %d", first_step)
@@ -216,6 +224,7 @@ def _model(
             base_text_model=settings.language_model,
             base_text_revision=settings.language_model_revision,
             feature_tokens=settings.feature_tokens,
+            position_features=settings.position_features,
             num_image_tokens=settings.num_image_tokens,
             resampler_hidden_size=settings.resampler_hidden_size,
             resampler_num_heads=settings.resampler_num_heads,
@@ -272,7 +281,7 @@ def _tokenizer(name: str, revision: str | None) -> Any:
 
 def _standardise(network: VoxelFMForReportGeneration, scans: list[torch.Tensor]) -> None:
     """Mean and spread of the features of some training scans, into the resampler."""
-    tokens = torch.cat(scans).double()
+    tokens = torch.cat(scans)[:, : len(network.resampler.feature_mean)].double()
     mean, scale = tokens.mean(0), tokens.std(0, correction=0)
     scale = torch.where(scale > 1e-6 * scale.max().clamp_min(1e-12), scale, torch.ones_like(scale))
     network.resampler.feature_mean.copy_(mean)

@@ -46,6 +46,7 @@ class ReportModelSettings:
         language_model: Folder or Hub repository of a causal language model, or a .gguf file.
         language_model_revision: Branch, tag or commit on the Hub.
         feature_tokens: patches_and_cls, patches, or cls.
+        position_features: Let the resampler know where a patch lies. Published: off.
         standardise: Centre and scale features by those of (at most 64) training scans.
         request: What the user's turn asks for.
         max_length: Most tokens of prompt and report together; longer pairs are left out and counted.
@@ -56,6 +57,7 @@ class ReportModelSettings:
     vision_model_revision: str | None = None
     language_model_revision: str | None = None
     feature_tokens: str = "patches_and_cls"
+    position_features: bool = False
     standardise: bool = True
     num_image_tokens: int = 128
     resampler_hidden_size: int = 2048
@@ -90,6 +92,9 @@ class StageSettings:
         warmup_share: Share of the steps that the warm-up takes.
         feature_noise: Standard deviation of the noise added to (standardised) features.
         system_prompt: System turn of the prompt.
+        word_epochs: Stage 1 only: passes in which resampler and projector first learn, without the language model, to
+            place image tokens at the embeddings of the words of the report (see `report_words`). Published: none.
+        word_learning_rate: Peak in those passes.
     """
 
     epochs: float = 1
@@ -103,6 +108,8 @@ class StageSettings:
     feature_noise: float = 0.1
     feature_noise_probability: float = 1.0
     system_prompt: str | None = None
+    word_epochs: float = 0
+    word_learning_rate: float = 1e-3
 
 
 @dataclass(frozen=True)
