@@ -129,7 +129,7 @@ class TuningLoss:
                 wanted = own[:, start : start + len(part)] if len(part) else torch.zeros_like(found)
                 self.accelerator.backward((found * wanted).sum() * self.accelerator.num_processes)
             start += len(part)
-        return float(loss)
+        return float(loss.detach())
 
     @torch.no_grad()
     def _validate_maps(self, rows: np.ndarray) -> float:

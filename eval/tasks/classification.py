@@ -87,16 +87,28 @@ def fit(
         problem_type="single_label_classification" if exclusive else "multi_label_classification",
         independent_outputs=not exclusive,
     )
+    calibrate(probe, data, device=device)
+    return probe
+
+
+def calibrate(probe: VoxelFMProbe, data: TaskData, *, train: np.ndarray | None = None, device: str = "cpu") -> None:
+    """Chooses temperature and, for findings, threshold of a fitted probe on the validation rows.
+
+    Args:
+        probe: Its configuration is filled in.
+        data: From `read`.
+        train: Not looked at.
+        device: Where to compute.
+    """
     rows = data.rows("val")
     logits, labels = probe_outputs(probe, data, rows, device=device).numpy(), data.targets[rows]
-    if exclusive:
+    if data.options["exclusive"]:
         probe.config.temperature = [fit_temperature(logits, labels[:, 0])]
-        return probe
+        return
     temperature = [fit_temperature(logits[:, i], labels[:, i]) for i in range(len(data.names))]
     chances = 1 / (1 + np.exp(-logits / np.array(temperature)))
     probe.config.temperature = temperature
     probe.config.threshold = [choose_threshold(labels[:, i], chances[:, i]) for i in range(len(data.names))]
-    return probe
 
 
 def predict(probe: VoxelFMProbe, data: TaskData, rows: np.ndarray, *, device: str = "cpu") -> np.ndarray:

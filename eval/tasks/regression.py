@@ -79,6 +79,27 @@ def fit(
         problem_type="regression",
         target_unit=list(units) if units else None,
     )
+    calibrate(probe, data, device=device, interval_level=interval_level)
+    return probe
+
+
+def calibrate(
+    probe: VoxelFMProbe,
+    data: TaskData,
+    *,
+    train: np.ndarray | None = None,
+    device: str = "cpu",
+    interval_level: float = 0.9,
+) -> None:
+    """Gives a fitted probe its prediction interval from the validation rows.
+
+    Args:
+        probe: Its configuration is filled in.
+        data: From `read`.
+        train: Not looked at.
+        device: Where to compute.
+        interval_level: Coverage of the prediction interval.
+    """
     rows = data.rows("val")
     errors = predict(probe, data, rows, device=device) - data.targets[rows]
     widths = [interval_half_width(errors[:, i], level=interval_level) for i in range(len(data.names))]
@@ -87,8 +108,8 @@ def fit(
         probe.config.interval_half_width, probe.config.interval_level = known, interval_level
     else:
         fitted = probe.config.fit or {}
-        probe.config.fit = {**fitted, "notes": [*fitted["notes"], "too few validation rows for a prediction interval"]}
-    return probe
+        notes = [*fitted.get("notes", []), "too few validation rows for a prediction interval"]
+        probe.config.fit = {**fitted, "notes": notes}
 
 
 def predict(probe: VoxelFMProbe, data: TaskData, rows: np.ndarray, *, device: str = "cpu") -> np.ndarray:

@@ -84,11 +84,24 @@ def fit(
         device=device,
         target_unit=[unit] if unit else None,
     )
+    calibrate(probe, data, train=train, device=device)
+    return probe
+
+
+def calibrate(probe: VoxelFMProbe, data: TaskData, *, train: np.ndarray | None = None, device: str = "cpu") -> None:
+    """Gives a fitted probe the baseline hazard of its training rows.
+
+    Args:
+        probe: Its configuration is filled in.
+        data: From `read`.
+        train: Training rows in place of the whole training split.
+        device: Where to compute.
+    """
+    train = data.rows("train") if train is None else np.asarray(train)
     known = train[np.isfinite(data.targets[train, 0])]
     risks = predict(probe, data, known, device=device)[:, 0]
     times, events = data.targets[known].T
     probe.config.baseline_times, probe.config.baseline_hazard = baseline_hazard(times, events, risks)
-    return probe
 
 
 def predict(probe: VoxelFMProbe, data: TaskData, rows: np.ndarray, *, device: str = "cpu") -> np.ndarray:
