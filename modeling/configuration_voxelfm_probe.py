@@ -13,9 +13,9 @@ HEADS_OF_TASK = {
     "regression": ("linear", "mlp", "pooler"),
     "survival": ("linear", "mlp", "pooler"),
     "localization": ("position",),
-    "segmentation": ("decoder",),
+    "segmentation": ("subpatch", "decoder"),
 }
-DEFAULT_HIDDEN_SIZE = {"linear": 0, "mlp": 1024, "pooler": 256, "position": 128, "decoder": 64}
+DEFAULT_HIDDEN_SIZE = {"linear": 0, "mlp": 1024, "pooler": 256, "position": 128, "decoder": 64, "subpatch": 128}
 
 
 @strict
@@ -28,10 +28,11 @@ class VoxelFMProbeConfig(PreTrainedConfig):
     Args:
         task (`str`, defaults to `"classification"`): classification, regression, survival, localization or
             segmentation.
-        head (`str`, defaults to `"linear"`): linear or mlp (on CLS), pooler, position or decoder (on patches).
+        head (`str`, defaults to `"linear"`): linear or mlp (on CLS), pooler, position, subpatch or decoder (on
+            patches).
         feature_size (`int`, defaults to 864): Width C of the features.
         head_hidden_size (`int`, *optional*): Hidden width; by default 1024 (mlp), 256 (pooler), 128 (position), 64
-            (decoder).
+            (decoder), 128 (subpatch).
         independent_outputs (`bool`, defaults to `True`): In an mlp, a hidden layer for every output; off for classes
             that exclude each other.
         dropout (`float`, defaults to 0.5): Dropout of mlp and pooler while fitting.
@@ -41,6 +42,8 @@ class VoxelFMProbeConfig(PreTrainedConfig):
         position_grid (`str`, defaults to `"centres"`): Patch positions (i + 0.5) / n, or `"corners"`: i / (n - 1).
         decoder_stages (`int`, defaults to 3): Stages of the voxel decoder.
         voxels_per_patch (`int`, defaults to 4): Resolution of the decoded map along each edge of a patch.
+        decoded_patches (`int`, defaults to 8): Edge in patches of the overlapping windows that a segmentation is
+            decoded in; the published decoder sees 8.
         base_model_name_or_path, base_model_revision, base_model_hash (`str`, *optional*): The backbone whose features
             the probe was fitted on, and the hash of its weights; features of other weights are refused.
         target_mean, target_scale (`list[float]`, *optional*): Standardisation of the targets, from the training rows.
@@ -69,6 +72,7 @@ class VoxelFMProbeConfig(PreTrainedConfig):
     position_grid: str = "centres"
     decoder_stages: int = 3
     voxels_per_patch: int = 4
+    decoded_patches: int = 8
     base_model_name_or_path: str | None = None
     base_model_revision: str | None = None
     base_model_hash: str | None = None
@@ -103,6 +107,11 @@ class VoxelFMProbeConfig(PreTrainedConfig):
         width = self.feature_size if self.head == "position" else self.head_hidden_size
         if self.head in ("pooler", "position") and width % self.num_attention_heads:
             raise ValueError(f"width {width} must be a multiple of num_attention_heads {self.num_attention_heads}")
+        if self.voxels_per_patch < 1 or self.decoded_patches < 1:
+            raise ValueError(
+                f"voxels_per_patch and decoded_patches must be at least 1, got {self.voxels_per_patch} and "
+                f"{self.decoded_patches}"
+            )
         if self.head == "decoder" and self.head_hidden_size % 8:
             raise ValueError(f"the decoder needs a hidden size that is a multiple of 8, got {self.head_hidden_size}")
 
@@ -121,7 +130,7 @@ class VoxelFMProbeConfig(PreTrainedConfig):
     @property
     def uses_patches(self) -> bool:
         """Whether the head reads the patch grid rather than the CLS vector."""
-        return self.head in ("pooler", "position", "decoder")
+        return self.head in ("pooler", "position", "subpatch", "decoder")
 
     @property
     def is_single_label(self) -> bool:

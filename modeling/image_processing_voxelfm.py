@@ -124,11 +124,18 @@ def background_box(hu: np.ndarray, threshold: float = -800.0, kernel: int = 21) 
     return box
 
 
-def isotropic_size(shape: Sequence[int], spacing: Sequence[float], min_spacing_mm: float = 0.75) -> Size:
-    """The shape after resampling to cubic voxels of max(min(spacing), `min_spacing_mm`); as it is if already cubic."""
-    if len(set(spacing)) == 1:
+def isotropic_size(
+    shape: Sequence[int], spacing: Sequence[float], min_spacing_mm: float = 0.75, voxel_mm: float | None = None
+) -> Size:
+    """The shape after resampling to cubic voxels.
+
+    Their edge is `voxel_mm`, by default max(min(spacing), `min_spacing_mm`), or the voxels' own if already cubic.
+    """
+    if voxel_mm is not None and not (math.isfinite(voxel_mm) and voxel_mm > 0):
+        raise ValueError(f"voxel_mm must be a positive number of millimetres, got {voxel_mm}")
+    if voxel_mm is None and len(set(spacing)) == 1:
         return tuple(shape)
-    target = max(min(spacing), min_spacing_mm)
+    target = max(min(spacing), min_spacing_mm) if voxel_mm is None else voxel_mm
     return tuple(max(1, round(n * s / target)) for n, s in zip(shape, spacing, strict=True))
 
 
@@ -236,6 +243,7 @@ class VoxelFMImagesKwargs(ImagesKwargs, total=False):
     """Options of one call or of `from_pretrained`."""
 
     max_patches: int | None
+    voxel_mm: float | None
     crop_background: bool | None
     pad_thin: bool | None
 
@@ -254,6 +262,7 @@ class VoxelFMImageProcessor(BaseImageProcessor):
         patch_size (`int`, defaults to 14): Patch edge of the model.
         max_patches (`int`, defaults to 25000): Patch budget a volume; larger volumes are scaled down.
         min_spacing_mm (`float`, defaults to 0.75): Lower bound of the isotropic spacing.
+        voxel_mm (`float`, *optional*): Isotropic spacing of every scan, in place of that of its finest axis.
         crop_background (`bool`, defaults to `True`): Crop to the body's box (see `background_box`).
         background_hu (`float`, defaults to -800.0): Threshold of that box.
         background_kernel (`int`, defaults to 21): Edge of its cube in voxels.
@@ -284,6 +293,7 @@ class VoxelFMImageProcessor(BaseImageProcessor):
         patch_size: int = 14,
         max_patches: int = 25000,
         min_spacing_mm: float = 0.75,
+        voxel_mm: float | None = None,
         crop_background: bool = True,
         background_hu: float = -800.0,
         background_kernel: int = 21,
@@ -297,6 +307,7 @@ class VoxelFMImageProcessor(BaseImageProcessor):
         self.patch_size = patch_size
         self.max_patches = max_patches
         self.min_spacing_mm = min_spacing_mm
+        self.voxel_mm = voxel_mm
         self.crop_background = crop_background
         self.background_hu = background_hu
         self.background_kernel = background_kernel
@@ -311,6 +322,7 @@ class VoxelFMImageProcessor(BaseImageProcessor):
         images,
         spacing: Sequence[float] | Sequence[Sequence[float]] | None = None,
         max_patches: int | None = None,
+        voxel_mm: float | None = None,
         crop_background: bool | None = None,
         pad_thin: bool | None = None,
         return_tensors: str = "pt",
@@ -322,7 +334,7 @@ class VoxelFMImageProcessor(BaseImageProcessor):
             images: A volume with `.hu` and `.spacing`, an array (D, H, W) or (1, D, H, W) in HU, a batch
                 (B, D, H, W), or a list of those.
             spacing: (z, y, x) in mm for arrays: one triple for all, or one a volume.
-            max_patches, crop_background, pad_thin: Override the processor's own settings for this call.
+            max_patches, voxel_mm, crop_background, pad_thin: Override the processor's own settings for this call.
             return_tensors: "pt" or "np".
             return_geometry: Add `geometry`, a `VoxelFMGeometry` a volume.
 
@@ -337,11 +349,12 @@ class VoxelFMImageProcessor(BaseImageProcessor):
         if return_tensors not in ("pt", "np"):
             raise ValueError(f'return_tensors must be "pt" or "np", got {return_tensors!r}')
         prepared, geometries = [], []
-        for hu, voxel_mm in self._volumes(images, spacing):
+        for hu, spacing_mm in self._volumes(images, spacing):
             values, geometry = self._prepare(
                 hu,
-                voxel_mm,
+                spacing_mm,
                 max_patches=self.max_patches if max_patches is None else max_patches,
+                voxel_mm=self.voxel_mm if voxel_mm is None else voxel_mm,
                 crop_background=self.crop_background if crop_background is None else crop_background,
                 pad_thin=self.pad_thin if pad_thin is None else pad_thin,
             )
@@ -418,7 +431,14 @@ class VoxelFMImageProcessor(BaseImageProcessor):
         return [_checked_volume(item, voxel_mm) for item, voxel_mm in zip(items, spacings, strict=True)]
 
     def _prepare(
-        self, hu: np.ndarray, spacing: tuple[float, ...], *, max_patches: int, crop_background: bool, pad_thin: bool
+        self,
+        hu: np.ndarray,
+        spacing: tuple[float, ...],
+        *,
+        max_patches: int,
+        voxel_mm: float | None,
+        crop_background: bool,
+        pad_thin: bool,
     ) -> tuple[torch.Tensor, VoxelFMGeometry]:
         p, notes = self.patch_size, []
         box = [(0, n) for n in hu.shape]
@@ -429,7 +449,7 @@ class VoxelFMImageProcessor(BaseImageProcessor):
             box = found or box
         hu = hu[tuple(slice(*side) for side in box)]
 
-        isotropic = isotropic_size(hu.shape, spacing, self.min_spacing_mm)
+        isotropic = isotropic_size(hu.shape, spacing, self.min_spacing_mm, voxel_mm)
         if min(isotropic) < p and not pad_thin:
             raise ValueError(
                 f"the volume is {tuple(isotropic)} voxels (z, y, x) after cropping and isotropic resampling, thinner "

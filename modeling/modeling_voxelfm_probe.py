@@ -101,6 +101,7 @@ class VoxelFMProbe(PreTrainedModel):
         patch_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         size: tuple[int, int, int] | None = None,
+        positions: torch.Tensor | None = None,
     ) -> VoxelFMProbeOutput:
         r"""Runs the head, and its loss when there are labels.
 
@@ -112,6 +113,8 @@ class VoxelFMProbe(PreTrainedModel):
                 in the unit of the target; survival (B, 2) time and event; localization (B, P, 3) from 0 to 1 across
                 the grid; segmentation (B, D, H, W) classes. NaN (negative for class numbers) is missing and masked.
             size (`tuple`, *optional*): (D, H, W) of the map of a segmentation; taken from the labels if there are any.
+            positions (`torch.Tensor` of shape `(B, d, h, w, 3)`, *optional*): For windows of a larger grid in a
+                segmentation, where their patches lie in it, z, y, x from 0 to 1; by default the grid is the whole.
 
         Returns:
             `VoxelFMProbeOutput`: `logits` (B, outputs), or (B, K, D, H, W) for segmentation; `loss` or `None`.
@@ -130,7 +133,7 @@ class VoxelFMProbe(PreTrainedModel):
                 size = (depth, height, width)
             if size is None:
                 raise ValueError("a segmentation probe needs the size (D, H, W) of its map")
-            logits = self.head(features, size)
+            logits = self.head(features, size, positions)
         else:
             logits = self.head(features, patch_mask) if config.uses_patches else self.head(features)
         return VoxelFMProbeOutput(loss=None if labels is None else self.loss(logits, labels), logits=logits)

@@ -128,7 +128,9 @@ class ProbeVoxelDecoder(nn.Module):
         self.stages = nn.ModuleList([ProbeDecoderStage(width, normalise=i < stages - 1) for i in range(stages)])
         self.classifier = nn.Conv3d(width, config.num_outputs, 1)
 
-    def forward(self, patches: torch.Tensor, size: tuple[int, int, int]) -> torch.Tensor:
+    def forward(
+        self, patches: torch.Tensor, size: tuple[int, int, int], positions: torch.Tensor | None = None
+    ) -> torch.Tensor:
         grid = patches.shape[1:4]
         states = self.project(patches.movedim(-1, 1))
         for number, stage in enumerate(self.stages, start=1):
@@ -138,10 +140,50 @@ class ProbeVoxelDecoder(nn.Module):
         return self.classifier(states)
 
 
+class ProbeSubpatchDecoder(nn.Module):
+    """Patches (B, d, h, w, C) -> class logits (B, L, *size): every patch is split into voxels by a linear layer.
+
+    The patch with its position in the scan and its 26 neighbours decides about all its voxels at once. All convolutions
+    run at the resolution of the patches: a hundredth of the work of a decoder that enlarges its maps.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.voxels = config.voxels_per_patch
+        width = max(8, config.head_hidden_size // 2)
+        self.project = nn.Linear(config.feature_size, width)
+        self.position = nn.Linear(3, width)
+        self.mix = nn.Conv3d(width, config.head_hidden_size, 3, padding=1)
+        self.classifier = nn.Linear(config.head_hidden_size, self.voxels**3 * config.num_outputs)
+
+    def forward(
+        self, patches: torch.Tensor, size: tuple[int, int, int], positions: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        batch, d, h, w, _ = patches.shape
+        if positions is None:
+            positions = patch_positions((d, h, w), patches)[None]
+        tokens = (self.project(patches) + self.position(2 * positions - 1)).relu()
+        mixed = self.mix(tokens.movedim(-1, 1)).relu().movedim(1, -1)
+        v = self.voxels
+        logits = self.classifier(mixed).reshape(batch, d, h, w, v, v, v, -1)
+        # (B, d, h, w, v, v, v, L) -> (B, L, d*v, h*v, w*v)
+        logits = logits.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(batch, -1, d * v, h * v, w * v)
+        if tuple(size) == tuple(logits.shape[2:]):
+            return logits
+        return nn.functional.interpolate(logits, size=tuple(size), mode="trilinear", align_corners=False)
+
+
+def patch_positions(grid: tuple[int, int, int], like: torch.Tensor) -> torch.Tensor:
+    """Centres (d, h, w, 3) of the patches, z, y, x from 0 to 1 across the grid."""
+    axes = [(torch.arange(n, dtype=like.dtype, device=like.device) + 0.5) / n for n in grid]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+
+
 HEADS = {
     "linear": ProbeLinear,
     "mlp": ProbeMLP,
     "pooler": ProbeAttentionPooler,
     "position": ProbePositionRegressor,
     "decoder": ProbeVoxelDecoder,
+    "subpatch": ProbeSubpatchDecoder,
 }

@@ -36,6 +36,30 @@ def point_loss(outputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tens
     return _weighted_mean(losses, known, weights)
 
 
+def dice_loss(
+    outputs: torch.Tensor, targets: torch.Tensor, scored: torch.Tensor, *, smoothing: float = 5.0
+) -> torch.Tensor:
+    """One minus the mean soft Dice (squared denominators) of some classes, voxel by voxel rather than by prevalence.
+
+    Args:
+        outputs: (F, n, o) logits.
+        targets: (F, n, 1) class numbers, negative where not annotated.
+        scored: (o,) bool, the classes that count.
+        smoothing: Voxels added to both sides of the fraction: a class that is rightly absent scores 1.
+
+    Returns:
+        (F,) losses; 0 where no class counts.
+    """
+    known = targets >= 0
+    chances = outputs.softmax(-1) * known
+    truth = torch.zeros_like(chances).scatter_(-1, targets.clamp_min(0), 1.0) * known
+    overlap = (chances * truth).sum(1)
+    total = chances.square().sum(1) + truth.sum(1)
+    dice = (2 * overlap + smoothing) / (total + smoothing)
+    count = scored.sum()
+    return ((1 - dice) * scored).sum(-1) / count.clamp_min(1)
+
+
 def cox_loss(outputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, ties: str = "efron") -> torch.Tensor:
     """Negative Cox partial log-likelihood over the full risk sets of the rows given, divided by the number of events.
 

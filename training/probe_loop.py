@@ -7,11 +7,21 @@ import torch
 from torch import nn
 
 from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
-from voxelfm_hf.modeling.probe_losses_voxelfm import binary_loss, class_loss, cox_loss, point_loss, squared_loss
+from voxelfm_hf.modeling.probe_losses_voxelfm import (
+    binary_loss,
+    class_loss,
+    cox_loss,
+    dice_loss,
+    point_loss,
+    squared_loss,
+)
 from voxelfm_hf.training.probe_data import ProbeFeatures, ProbeJob, prepared_targets, row_weights
 from voxelfm_hf.training.probe_settings import FittedProbe, ProbeSettings, Score
 from voxelfm_hf.training.probe_stacks import ClsStack, PatchStack, State, initial_state, make_stack
+from voxelfm_hf.training.voxel_windows import random_window
 
+# Fixed windows of each validation scan that a segmentation is watched on.
+VALIDATION_WINDOWS = 3
 LAST_BIAS = {"linear": "bias", "mlp": "bias", "pooler": "classifier.bias"}
 
 
@@ -66,6 +76,10 @@ class FitGroup:
         unwatched = torch.tensor([len(job.validation) == 0 for job in self.jobs])
         epoch = 0
         for epoch in range(1, settings.epochs + 1):
+            if settings.schedule == "cosine":
+                share = (1 + np.cos(np.pi * (epoch - 1) / settings.epochs)) / 2
+                for parameter_group in optimizer.param_groups:
+                    parameter_group["lr"] = settings.learning_rate * share
             if settings.optimizer == "nesterov":
                 for parameter_group in optimizer.param_groups:
                     parameter_group["momentum"] = max(epoch - 1, 1e-3) / (epoch + 2)
@@ -171,23 +185,41 @@ class FitGroup:
     def _losses(self, rows: torch.Tensor, *, training: bool) -> torch.Tensor:
         """The loss of each fit (F,) on some rows."""
         if self.voxels:
-            (job,) = self.jobs
-            if not callable(job.targets):
-                raise TypeError("a segmentation takes its targets from a function of the row")
-            maps = [torch.as_tensor(np.asarray(job.targets(int(row)))).long() for row in rows]
-            sizes = [tuple(labels.shape) for labels in maps]
-            targets = torch.cat([labels.flatten() for labels in maps]).to(self.device)[None, :, None]
-            outputs = self._forward(rows, training=training, sizes=sizes)
-            if job.annotated is not None:
-                # A class nobody looked for leaves the softmax: it may well be in what is labelled background.
-                absent = [
-                    torch.from_numpy(~job.annotated(int(row))).expand(labels.numel(), -1)
-                    for row, labels in zip(rows, maps, strict=True)
-                ]
-                outputs = outputs.masked_fill(torch.cat(absent)[None].to(self.device), -1e4)
-            return self.objective(outputs, targets, self._class_weights()[targets[..., 0].clamp_min(0)])
+            return torch.stack([self._voxel_losses(row, training=training) for row in rows.tolist()]).mean(0)
         weights = self.train_weights if training else self.validation_weights
         return self._objective_of(self._forward(rows, training=training), rows, weights)
+
+    def _voxel_losses(self, row: int, *, training: bool) -> torch.Tensor:
+        """The loss (1,) of a segmentation on a random window of one scan; in validation on fixed ones."""
+        (job,) = self.jobs
+        if not callable(job.targets):
+            raise TypeError("a segmentation takes its targets from a function of the row")
+        (grid,) = self.features.patch_rows([row])
+        labels = torch.as_tensor(np.asarray(job.targets(row)))
+        fixed = None if training else torch.Generator().manual_seed(row)
+        count = 1 if training or self.settings.window is None else VALIDATION_WINDOWS
+        noise = self._noise() if training else 0.0
+        classes = torch.ones(self.config.num_classes, dtype=torch.bool)
+        if job.annotated is not None:
+            classes = torch.as_tensor(np.asarray(job.annotated(row)))
+        classes = classes.to(self.device)
+        losses = []
+        for _ in range(count):
+            window = random_window(grid, labels, edge=self.settings.window, generator=fixed)
+            features = window.features + noise * torch.randn(window.features.shape) if noise else window.features
+            depth, height, width = window.labels.shape
+            outputs = self.stack(
+                [features.to(self.device)], [(depth, height, width)], [window.positions.to(self.device)]
+            )
+            # A class nobody looked for leaves the softmax: it may well be in what is labelled background.
+            outputs = outputs.masked_fill(~classes, -1e4)
+            targets = window.labels.flatten().to(self.device)[None, :, None]
+            loss = self.objective(outputs, targets, self._class_weights()[targets[..., 0].clamp_min(0)])
+            if self.settings.dice:
+                scored = classes & (torch.arange(len(classes), device=self.device) > 0)
+                loss = loss + self.settings.dice * dice_loss(outputs, targets, scored)
+            losses.append(loss)
+        return torch.stack(losses).mean(0)
 
     def _class_weights(self) -> torch.Tensor:
         """Weight of each class of a segmentation, from the training maps."""
@@ -199,15 +231,20 @@ class FitGroup:
     def _objective_of(self, outputs: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         return self.objective(outputs, self.targets[:, rows].to(self.device), weights[:, rows].to(self.device))
 
-    def _forward(self, rows: torch.Tensor, *, training: bool, sizes=None) -> torch.Tensor:
-        noise = self.settings.noise if training else 0.0
+    def _noise(self) -> float:
+        """The noise of the next batch."""
+        noise = self.settings.noise
         if noise and self.settings.noise_probability < 1 and float(torch.rand(())) >= self.settings.noise_probability:
-            noise = 0.0
+            return 0.0
+        return noise
+
+    def _forward(self, rows: torch.Tensor, *, training: bool) -> torch.Tensor:
+        noise = self._noise() if training else 0.0
         if self.cls is None:
             grids = self.features.patch_rows(rows.tolist())
             if noise:
                 grids = [grid + noise * torch.randn(grid.shape) for grid in grids]
-            return self.stack([grid.to(self.device) for grid in grids], sizes)
+            return self.stack([grid.to(self.device) for grid in grids])
         cls = self.cls[rows]
         if noise and self.settings.batch_size is None:
             # Drawn for every row there is: the noise of a row must not depend on which other rows are in use.

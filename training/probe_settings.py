@@ -26,6 +26,9 @@ class ProbeSettings:
         patience: Looks without improvement before a fit stops.
         noise: Standard deviation of the Gaussian noise added to standardised features in training.
         noise_probability: Chance that a batch gets that noise.
+        schedule: "constant", or "cosine": the learning rate falls to 0 over the epochs.
+        window: Segmentation: edge in patches of the random windows a scan is seen by; None takes whole scans.
+        dice: Segmentation: weight of the soft Dice loss beside the cross entropy.
         balance: Give both classes of a label the same total weight; outputs are moved back to the prevalence after. In
             segmentation a class weighs 1 / sqrt(its share of the voxels), so that small organs are not drowned.
     """
@@ -38,6 +41,9 @@ class ProbeSettings:
     weight_decay: float = 1e-2
     evaluate_every: int = 2
     patience: int = 20
+    schedule: str = "constant"
+    window: int | None = None
+    dice: float = 0.0
     noise: float = 0.1
     noise_probability: float = 1.0
     balance: bool = True
@@ -52,7 +58,24 @@ DEFAULT_SETTINGS = {
     "pooler": ProbeSettings(epochs=50, batch_size=16, evaluate_every=1, patience=8),
     "position": ProbeSettings(epochs=40, batch_size=4, accumulate=4, learning_rate=1e-4, evaluate_every=1, patience=10),
     "decoder": ProbeSettings(
-        epochs=120, batch_size=1, accumulate=4, evaluate_every=2, patience=10, noise_probability=0.2
+        epochs=120,
+        batch_size=4,
+        evaluate_every=5,
+        patience=6,
+        schedule="cosine",
+        window=8,
+        dice=1.0,
+        noise_probability=0.2,
+    ),
+    "subpatch": ProbeSettings(
+        epochs=80,
+        batch_size=4,
+        learning_rate=2e-3,
+        evaluate_every=5,
+        patience=6,
+        schedule="cosine",
+        window=8,
+        dice=1.0,
     ),
 }
 

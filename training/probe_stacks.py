@@ -66,11 +66,18 @@ class PatchStack(nn.Module):
         self.head.load_state_dict(state)
 
     def forward(
-        self, patches: Sequence[torch.Tensor], sizes: Sequence[tuple[int, int, int]] | None = None
+        self,
+        patches: Sequence[torch.Tensor],
+        sizes: Sequence[tuple[int, int, int]] | None = None,
+        positions: Sequence[torch.Tensor | None] | None = None,
     ) -> torch.Tensor:
-        """Grids (d, h, w, C) -> (1, b, outputs); with the sizes of the label maps (1, all voxels, classes)."""
+        """Grids (d, h, w, C) -> (1, b, outputs); with the sizes of the label maps (1, all voxels, classes).
+
+        `positions` (d, h, w, 3) of the patches, where a grid is only a window of its scan.
+        """
         if sizes is not None:
-            maps = [self.head(grid[None], size)[0] for grid, size in zip(patches, sizes, strict=True)]
+            where = [None if place is None else place[None] for place in positions or [None] * len(patches)]
+            maps = [self.head(grid[None], *rest)[0] for grid, *rest in zip(patches, sizes, where, strict=True)]
             return torch.cat([logits.flatten(1).T for logits in maps])[None]
         return self.head(*padded(patches))[None]
 

@@ -94,6 +94,13 @@ def embed(
     region_size: Annotated[
         int | None, typer.Option(min=1, help="Voxels along a region's edge; by default the model's training crop.")
     ] = None,
+    voxel_mm: Annotated[
+        float | None, typer.Option(help="Voxel size of every prepared scan; by default that of its finest axis.")
+    ] = None,
+    tile: Annotated[
+        int | None,
+        typer.Option(min=1, help="Take whole scans in overlapping tiles of so many voxels, such as the training crop."),
+    ] = None,
     dtype: Annotated[
         str, typer.Option(help="auto (bfloat16 where the hardware computes in it), float32, bfloat16, float16.")
     ] = "auto",
@@ -108,6 +115,8 @@ def embed(
     Scans that cannot be read are listed in STORE/failures.csv while the rest goes on; the exit code is then 3.
 
     Example: voxelfm embed scans/ --out features
+
+    Dense features for segmentation: voxelfm embed scans/ --out dense --patches --voxel-mm 2 --tile 40
 
     Example: accelerate launch -m voxelfm_hf.cli embed scans/ --out features --model user/voxelfm
     """
@@ -128,6 +137,8 @@ def embed(
         max_patches=max_patches,
         pad=pad,
         region_size=region_size,
+        voxel_mm=voxel_mm,
+        tile=tile,
         dtype=dtype,
         workers=default_workers(len(tasks)) if workers is None else workers,
         assume_hu=assume_hu,

@@ -15,6 +15,7 @@ from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMGeometry, VoxelF
 from voxelfm_hf.read_ahead import WorkerCrash, read_ahead
 from voxelfm_hf.scan_list import Region, Scan
 from voxelfm_hf.store import StoreWriter, locked
+from voxelfm_hf.tiles import TILED_BUDGET, check_tile, encode
 from voxelfm_hf.volumes import Volume, read_volume
 from voxelfm_hf.volumes.errors import ModelError, VoxelFMError
 
@@ -46,6 +47,8 @@ class EmbedOptions:
         max_patches: Patch budget in place of the processor's own.
         pad: Pad volumes thinner than one patch by their edge values.
         region_size: Edge in voxels of a region's cube; the model's training crop by default.
+        voxel_mm: Isotropic spacing of every scan, in place of that of its finest axis.
+        tile: Edge in voxels of overlapping tiles that whole scans go through the model in, see `tiles`.
         dtype: "auto" (bfloat16 where the hardware computes in it, else float32) or a name in `DTYPES`.
         workers: Processes that read ahead; 0 reads in this process.
         assume_hu, spacing: Passed to `read_volume`.
@@ -55,6 +58,8 @@ class EmbedOptions:
     max_patches: int | None = None
     pad: bool = False
     region_size: int | None = None
+    voxel_mm: float | None = None
+    tile: int | None = None
     dtype: str = "auto"
     workers: int = 0
     assume_hu: bool = False
@@ -113,8 +118,10 @@ def embed_scans(
     dtype = _dtype(options.dtype, state.device)
     network, processor = load(folder, dtype=dtype)
     network = network.to(state.device)
-    processor.max_patches = options.max_patches or processor.max_patches
+    processor.max_patches = options.max_patches or (TILED_BUDGET if options.tile else processor.max_patches)
+    processor.voxel_mm = options.voxel_mm or processor.voxel_mm
     processor.pad_thin = options.pad or processor.pad_thin
+    check_tile(options.tile, network.config.patch_size)
     region_size = options.region_size or network.config.image_size
     run = _run_facts(model, folder, processor, options, dtype, region_size if any(t.regions for t in tasks) else None)
 
@@ -137,7 +144,7 @@ def embed_scans(
             share, processor, options, region_size=region_size, present=frozenset(present), dtype=dtype
         )
         for task, results in prepared:
-            rows, patches, failures = _embed(network, results, state.device)
+            rows, patches, failures = _embed(network, results, state.device, None if task.regions else options.tile)
             writer.add(rows, patches if options.patches else None) if rows else None
             summary.added += len(rows)
             summary.failures.update(failures)
@@ -220,8 +227,11 @@ def _run_facts(
 ) -> dict[str, Any]:
     settings = {key: value for key, value in processor.to_dict().items() if key not in NOT_SETTINGS}
     settings.update(max_patches=processor.max_patches, pad_thin=processor.pad_thin)
+    settings = {key: value for key, value in settings.items() if key != "voxel_mm" or value is not None}
     if region_size:
         settings["region_size"] = region_size
+    if options.tile:
+        settings["tile"] = options.tile
     import transformers
 
     return {
@@ -330,7 +340,7 @@ def failure_reason(scan: Scan, error: Exception) -> str:
 
 @torch.inference_mode()
 def _embed(
-    network: Any, results: dict[str, Prepared | str], device: torch.device
+    network: Any, results: dict[str, Prepared | str], device: torch.device, tile: int | None
 ) -> tuple[list[dict[str, Any]], dict[str, np.ndarray], dict[str, str]]:
     """Rows, patch grids and failures of one scan's model inputs."""
     failures = {key: result for key, result in results.items() if isinstance(result, str)}
@@ -343,20 +353,19 @@ def _embed(
             voxels = voxels.view(torch.bfloat16)
         grid = tuple(batch[0].facts["grid"])
         try:
-            outputs = network(voxels.to(device))
-            cls = outputs.pooler_output.float().cpu().numpy()
-            grids = network.patch_features(outputs, grid).float().cpu().numpy()
+            vectors, features = encode(network, voxels.to(device), tile=tile)
+            cls, grids = vectors.cpu().numpy(), features.cpu().numpy()
         except RuntimeError as error:
             if not isinstance(error, torch.OutOfMemoryError) and "allocate" not in str(error):
                 raise
-            reason = f"not enough memory for {int(np.prod(grid))} patches: lower --max-patches"
+            reason = f"not enough memory for {int(np.prod(grid))} patches: lower --max-patches, or use --tile"
             failures.update((p.facts["id"], f"{p.facts['id']}: {reason}") for p in batch)
             continue
-        for prepared, vector, features in zip(batch, cls, grids, strict=True):
+        for prepared, vector, patch_grid in zip(batch, cls, grids, strict=True):
             identifier = prepared.facts["id"]
             if not np.isfinite(vector).all():
                 failures[identifier] = f"{identifier}: the model gave features that are not finite: try --dtype float32"
                 continue
             rows.append({**prepared.facts, "cls": vector})
-            patches[identifier] = features
+            patches[identifier] = patch_grid
     return rows, patches, failures

@@ -13,7 +13,9 @@ from voxelfm_hf.eval.segmentation_scores import segmentation_scores
 from voxelfm_hf.eval.tasks.data import TaskData, open_data
 from voxelfm_hf.eval.tasks.fitting import check_features, fit_columns
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
+from voxelfm_hf.modeling.probe_heads_voxelfm import patch_positions
 from voxelfm_hf.store import FeatureStore
+from voxelfm_hf.tiles import tile_places, tile_weights
 from voxelfm_hf.training.probe_data import ProbeFeatures
 from voxelfm_hf.training.probe_settings import ProbeSettings
 from voxelfm_hf.volumes import Volume, read_volume
@@ -75,7 +77,7 @@ def read(
             cache[row] = on_patch_grid(
                 mask, data.affines[row], data.grids[row], voxels_per_patch=voxels_per_patch, name=paths[row].name
             )
-        return cache[row].astype(np.int64)
+        return cache[row]
 
     extra = {"paths": paths, "known": known, "voxels_per_patch": voxels_per_patch}
     return replace(data, maps=target, annotated=known.__getitem__, names=list(classes), options=extra)
@@ -91,12 +93,12 @@ def fit(
     seed: int = 0,
     device: str = "cpu",
 ) -> VoxelFMProbe:
-    """A voxel decoder.
+    """A decoder of patches to voxels.
 
     Args:
         data: From `read`.
-        head: "decoder".
-        head_hidden_size: Its width, a multiple of 8.
+        head: "subpatch" (quick, the default) or "decoder" (the published one).
+        head_hidden_size: Its width, a multiple of 8 for the decoder.
         settings: How to fit.
         train: Training rows in place of the whole training split.
         seed: Of the fit.
@@ -104,7 +106,7 @@ def fit(
     """
     probe, _ = fit_columns(
         data,
-        head=head or "decoder",
+        head=head or "subpatch",
         head_hidden_size=head_hidden_size,
         settings=settings,
         train=train,
@@ -234,12 +236,39 @@ def on_patch_grid(
 
 
 @torch.no_grad()
+def decoded_chances(probe: VoxelFMProbe, patches: torch.Tensor) -> torch.Tensor:
+    """Class probabilities over a whole patch grid, decoded window by window as in the fit; overlaps are averaged.
+
+    Args:
+        probe: A segmentation probe in evaluation mode.
+        patches: (d, h, w, C) on the device of the probe.
+
+    Returns:
+        (K, d * v, h * v, w * v) for v voxels a patch.
+    """
+    grid, v = tuple(patches.shape[:3]), probe.config.voxels_per_patch
+    positions = patch_positions(grid, patches)
+    total = patches.new_zeros((probe.config.num_classes, *(n * v for n in grid)))
+    weight = patches.new_zeros(total.shape[1:])
+    for place in tile_places(grid, probe.config.decoded_patches):
+        window = patches[place]
+        d, h, w = (n * v for n in window.shape[:3])
+        logits = probe(patches=window[None], size=(d, h, w), positions=positions[place][None]).logits
+        inside = tuple(slice(side.start * v, side.stop * v) for side in place)
+        importance = tile_weights((d, h, w), patches.device)
+        total[(slice(None), *inside)] += logits[0].softmax(0) * importance
+        weight[inside] += importance
+    return total.div_(weight)
+
+
+@torch.no_grad()
 def segment(
     probe: VoxelFMProbe, patches: np.ndarray, patch_affine: np.ndarray, onto: Volume, *, device: str = "cpu"
 ) -> np.ndarray:
     """The label map of a scan on the grid of a volume; `volume.restore` puts it on the file's own grid.
 
-    Class probabilities are interpolated linearly to the voxels before the largest is taken, slice by slice.
+    The patch grid is decoded in overlapping windows. Class probabilities are interpolated linearly to the voxels before
+    the largest is taken, slice by slice.
 
     Args:
         probe: A segmentation probe.
@@ -252,13 +281,12 @@ def segment(
         (D, H, W) classes, uint8 (uint16 above 256 classes); 0 where the model saw nothing.
     """
     probe.to(device).eval()  # type: ignore[arg-type]
-    features = torch.as_tensor(np.asarray(patches), dtype=torch.float32, device=device)[None]
-    d, h, w = (n * probe.config.voxels_per_patch for n in features.shape[1:4])
-    chances = probe(patches=features, size=(d, h, w)).logits.softmax(1)  # (1, K, ...)
+    features = torch.as_tensor(np.asarray(patches), dtype=torch.float32, device=device)
+    chances = decoded_chances(probe, features)[None]  # (1, K, D', H', W')
     to_patch = torch.as_tensor(np.linalg.inv(patch_affine) @ onto.affine, device=device)
     depth, height, width = onto.hu.shape
     y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
-    extent = torch.tensor(features.shape[1:4], device=device)
+    extent = torch.tensor(features.shape[:3], device=device)
     labels = np.zeros(onto.hu.shape, dtype=np.uint8 if probe.config.num_classes <= 256 else np.uint16)
     for z in range(depth):
         index = torch.stack((torch.full_like(y, z), y, x), dim=-1).double()
