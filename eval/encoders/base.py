@@ -30,6 +30,8 @@ class EncoderSetup:
         region_size: Edge in voxels of a region's cube; the model's training crop by default.
         max_patches: Patch budget of a whole scan; the processor's own by default.
         dtype: Of the model's computation.
+        voxel_mm: Voxel size of every prepared scan; that of its finest axis by default.
+        tile: Edge in voxels of the tiles that whole scans go through a VoxelFM model in; whole by default.
     """
 
     work: Path
@@ -38,6 +40,8 @@ class EncoderSetup:
     region_size: int | None = None
     max_patches: int | None = None
     dtype: str = "float32"
+    voxel_mm: float | None = None
+    tile: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

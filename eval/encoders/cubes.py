@@ -9,6 +9,7 @@ import torch
 from voxelfm_hf.hub import load
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMGeometry, VoxelFMImageProcessor
 from voxelfm_hf.scan_list import Region
+from voxelfm_hf.tiles import TILED_BUDGET
 from voxelfm_hf.volumes import Volume
 
 
@@ -35,11 +36,20 @@ class Preparation:
     title: str
 
     @classmethod
-    def of_model(cls, model: str | None, *, region_size: int | None, max_patches: int | None) -> "Preparation":
+    def of_model(
+        cls,
+        model: str | None,
+        *,
+        region_size: int | None,
+        max_patches: int | None,
+        voxel_mm: float | None = None,
+        tile: int | None = None,
+    ) -> "Preparation":
         """The preparation of a model; of the small model in the package by default."""
         model = model or "tiny"
         network, processor = load(model)
-        processor.max_patches = max_patches or processor.max_patches
+        processor.max_patches = max_patches or (TILED_BUDGET if tile else processor.max_patches)
+        processor.voxel_mm = voxel_mm or processor.voxel_mm
         return cls(
             processor, region_size or network.config.image_size, (model or "tiny").rstrip("/").rsplit("/", 1)[-1]
         )
@@ -55,7 +65,7 @@ class Preparation:
         p = self.processor
         return (
             f"as for {self.title}: clipped to {p.hu_range[0]:g} to {p.hu_range[1]:g} HU, whole scans cropped to the "
-            f"body, isotropic, at most {p.max_patches} patches of {p.patch_size} voxels; regions resampled to "
+            f"body, {f'voxels of {p.voxel_mm:g} mm' if p.voxel_mm else 'isotropic'}, at most {p.max_patches} patches of {p.patch_size} voxels; regions resampled to "
             f"{self.region_size} voxels an edge"
         )
 
@@ -63,7 +73,8 @@ class Preparation:
         """What changes the voxels."""
         p = self.processor
         names = ("hu_range", "patch_size", "max_patches", "min_spacing_mm", "crop_background", "background_hu")
-        return {**{name: getattr(p, name) for name in names}, "region_size": self.region_size}
+        fixed = {"voxel_mm": p.voxel_mm} if p.voxel_mm else {}
+        return {**{name: getattr(p, name) for name in names}, **fixed, "region_size": self.region_size}
 
     def __call__(self, volume: Volume, region: Region | None) -> Cube:
         """The voxels in HU of a scan, or of a region."""

@@ -63,5 +63,11 @@ def patch_statistics(hu: np.ndarray, patch_size: int) -> np.ndarray:
 def make(setup: EncoderSetup) -> IntensityEncoder:
     """Statistics of the cubes that the setup's model sees."""
     return IntensityEncoder(
-        Preparation.of_model(setup.model, region_size=setup.region_size, max_patches=setup.max_patches)
+        Preparation.of_model(
+            setup.model,
+            region_size=setup.region_size,
+            max_patches=setup.max_patches,
+            voxel_mm=setup.voxel_mm,
+            tile=setup.tile,
+        )
     )

@@ -21,13 +21,23 @@ class VoxelFMEncoder:
         self.seeded = seeded
         self.hash = weight_hash(self.folder)
         preparation = Preparation.of_model(
-            str(self.folder), region_size=setup.region_size, max_patches=setup.max_patches
+            str(self.folder),
+            region_size=setup.region_size,
+            max_patches=setup.max_patches,
+            voxel_mm=setup.voxel_mm,
+            tile=setup.tile,
         )
         preparation = replace(preparation, title="the model")
         self.preprocessing = preparation.sentence
-        self.settings = {**preparation.settings(), "dtype": setup.dtype}
+        tiles = {"tile": setup.tile} if setup.tile else {}
+        self.settings = {**preparation.settings(), **tiles, "dtype": setup.dtype}
         self.options = EmbedOptions(
-            max_patches=setup.max_patches, region_size=preparation.region_size, dtype=setup.dtype, pad=True
+            max_patches=setup.max_patches,
+            region_size=preparation.region_size,
+            voxel_mm=setup.voxel_mm,
+            tile=setup.tile,
+            dtype=setup.dtype,
+            pad=True,
         )
 
     @property
