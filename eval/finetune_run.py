@@ -27,7 +27,7 @@ from voxelfm_hf.training.input_cache import InputCache
 from voxelfm_hf.training.probe_data import ProbeFeatures, ProbeJob
 from voxelfm_hf.training.probe_settings import ProbeSettings
 
-PATCH_HEADS = ("pooler", "position", "decoder")
+PATCH_HEADS = ("pooler", "position", "subpatch", "decoder")
 
 
 @dataclass(frozen=True)
