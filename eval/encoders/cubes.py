@@ -63,9 +63,10 @@ class Preparation:
     def sentence(self) -> str:
         """What becomes of a scan."""
         p = self.processor
+        size = f"voxels of {p.voxel_mm:g} mm" if p.voxel_mm else "isotropic"
         return (
             f"as for {self.title}: clipped to {p.hu_range[0]:g} to {p.hu_range[1]:g} HU, whole scans cropped to the "
-            f"body, {f'voxels of {p.voxel_mm:g} mm' if p.voxel_mm else 'isotropic'}, at most {p.max_patches} patches of {p.patch_size} voxels; regions resampled to "
+            f"body, {size}, at most {p.max_patches} patches of {p.patch_size} voxels; regions resampled to "
             f"{self.region_size} voxels an edge"
         )
 
