@@ -4,7 +4,7 @@ A layer turns one slice into colours (rows, columns, 3) and opacities (rows, col
 for is ever converted to float, so volumes of any size cost little.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -78,12 +78,7 @@ class HeatLayer:
 
     def slice(self, axis: int, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Colours and opacities of one slice."""
-        from matplotlib import colormaps
-
-        low, high = self.range
-        level = (np.take(self.values, index, axis=axis).astype(np.float32) - low) / max(high - low, 1e-12)
-        level = np.clip(np.nan_to_num(level, nan=0.0), 0, 1)
-        return colormaps["inferno"](0.25 + 0.75 * level)[..., :3], self.opacity * np.sqrt(level)
+        return glow(np.take(self.values, index, axis=axis), self.range, self.opacity)
 
     def best_index(self) -> tuple[int, int, int] | None:
         """A voxel with the highest value, the middle one of several; None when nothing is above the lower limit."""
@@ -139,26 +134,9 @@ class FeatureLayer:
 
     def slice(self, axis: int, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Colours and opacities of one slice; air is dimmed, outside the patch grid nothing is drawn."""
-        shape, grid = self.hu.shape, self.colours.shape
-        weights = []
-        for a in range(3):
-            voxels = np.array([index]) if a == axis else np.arange(shape[a])
-            weights.append(self._weights(voxels, a, grid[a]))
-        colours = np.einsum("zi,yj,xk,ijkc->zyxc", *weights, self.colours, optimize=True)
-        inside = [w.sum(1) > 0 for w in weights]
-        visible = inside[0][:, None, None] & inside[1][None, :, None] & inside[2][None, None, :]
+        colours, visible = patch_slice(self.colours, axis, index, self.hu.shape, (self.start, self.stop))
         air = np.take(self.hu, index, axis=axis) < _AIR_HU
-        opacity = np.where(air, 0.35 * self.opacity, self.opacity) * np.take(visible, 0, axis=axis)
-        return np.clip(np.take(colours, 0, axis=axis), 0, 1), opacity
-
-    def _weights(self, voxels: np.ndarray, axis: int, count: int) -> np.ndarray:
-        """Linear interpolation from patch centres to voxel centres, (voxels, patches); zero outside the box."""
-        start, stop = self.start[axis], self.stop[axis]
-        centre = voxels + 0.5
-        position = np.clip((centre - start) / (stop - start) * count - 0.5, 0, count - 1)
-        weights = np.clip(1 - np.abs(position[:, None] - np.arange(count)[None, :]), 0, 1)
-        weights[(centre < start) | (centre > stop)] = 0
-        return weights.astype(np.float32)
+        return np.clip(colours, 0, 1), np.where(air, 0.35 * self.opacity, self.opacity) * visible
 
     def _solid_patches(self, grid: tuple[int, int, int]) -> np.ndarray:
         """(d, h, w) True where a patch is not just air, judged on a few voxels each."""
@@ -171,6 +149,76 @@ class FeatureLayer:
         solid = self.hu[np.ix_(*picks)] > _AIR_HU
         n = _SAMPLES_PER_PATCH
         return solid.reshape(grid[0], n, grid[1], n, grid[2], n).mean((1, 3, 5)) > 0.25
+
+
+class PatchHeatLayer:
+    """A value for every patch as glow over the scan, interpolated one slice at a time.
+
+    Args:
+        values: (d, h, w) numbers.
+        shape: (D, H, W) of the volume.
+        box: The part of the volume that the patch grid covers, as in `FeatureLayer`.
+        limits: Values of no and full glow.
+    """
+
+    def __init__(
+        self,
+        values: np.ndarray,
+        shape: tuple[int, ...],
+        *,
+        box: tuple[tuple[float, float, float], tuple[float, float, float]],
+        limits: tuple[float, float],
+    ):
+        self.values, self.shape, self.box, self.limits = values, shape, box, limits
+
+    def slice(self, axis: int, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Colours and opacities of one slice; outside the patch grid nothing is drawn."""
+        values, visible = patch_slice(self.values[..., None], axis, index, self.shape, self.box)
+        colours, opacity = glow(values[..., 0], self.limits)
+        return colours, opacity * visible
+
+
+def patch_slice(
+    values: np.ndarray, axis: int, index: int, shape: Sequence[int], box: Sequence[Sequence[float]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """One slice of a map that has a value for every patch.
+
+    Args:
+        values: (d, h, w, c) values, taken to lie at the patch centres.
+        axis: Axis that the slice is across.
+        index: Voxel along it.
+        shape: (D, H, W) of the volume.
+        box: (start, stop) of the patch grid in voxels, with fractions.
+
+    Returns:
+        (rows, columns, c) linear interpolation, and (rows, columns) True inside the box.
+    """
+    weights = []
+    for a in range(3):
+        voxels = np.array([index]) if a == axis else np.arange(shape[a])
+        weights.append(_interpolation_weights(voxels, box[0][a], box[1][a], values.shape[a]))
+    inside = [w.sum(1) > 0 for w in weights]
+    visible = inside[0][:, None, None] & inside[1][None, :, None] & inside[2][None, None, :]
+    interpolated = np.einsum("zi,yj,xk,ijkc->zyxc", *weights, values, optimize=True)
+    return np.take(interpolated, 0, axis=axis), np.take(visible, 0, axis=axis)
+
+
+def _interpolation_weights(voxels: np.ndarray, start: float, stop: float, count: int) -> np.ndarray:
+    """From patch centres to voxel centres, (voxels, patches); zero outside the box."""
+    centre = voxels + 0.5
+    position = np.clip((centre - start) / (stop - start) * count - 0.5, 0, count - 1)
+    weights = np.clip(1 - np.abs(position[:, None] - np.arange(count)[None, :]), 0, 1)
+    weights[(centre < start) | (centre > stop)] = 0
+    return weights.astype(np.float32)
+
+
+def glow(values: np.ndarray, limits: tuple[float, float], opacity: float = 0.75) -> tuple[np.ndarray, np.ndarray]:
+    """Values as colours (..., 3) and opacities (...), dark and transparent at the lower limit; NaN is transparent."""
+    from matplotlib import colormaps
+
+    level = (values.astype(np.float32) - limits[0]) / max(limits[1] - limits[0], 1e-12)
+    level = np.clip(np.nan_to_num(level, nan=0.0), 0, 1)
+    return colormaps["inferno"](0.25 + 0.75 * level)[..., :3], opacity * np.sqrt(level)
 
 
 def principal_colours(features: np.ndarray, *, use: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:

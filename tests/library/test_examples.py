@@ -1,0 +1,59 @@
+"""The examples run as they are printed, on synthetic scans, and do what they say."""
+
+import json
+
+import nibabel
+import numpy as np
+import pytest
+
+from voxelfm_hf.examples import embed_and_search, find_in_another_patient, fit_probe, pretrain_on_own_scans
+from voxelfm_hf.store import FeatureStore
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """A folder that the examples share, as they do when run one after another."""
+    return tmp_path_factory.mktemp("example")
+
+
+def test_search_lists_every_scan_with_three_others(out, capsys):
+    embed_and_search.main(None, str(out))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(FeatureStore(out / "features").ids) == 24
+    for line in lines:
+        name, *nearest = line.split("  ")
+        assert len(nearest) == 3 and not any(entry.startswith(name) for entry in nearest)
+
+
+def test_probe_is_fitted_saved_and_asked(out, capsys):
+    fit_probe.main(str(out))
+    said = capsys.readouterr().out
+    assert "synthetic effusions: AUROC" in said and "pleural_effusion" in said
+    config = json.loads((out / "probe" / "config.json").read_text())
+    assert config["metrics"]["pleural_effusion/auroc"]["n"] == 12 and (out / "probe" / "README.md").is_file()
+
+
+def test_map_of_likeness_lies_on_the_second_scan(out, tmp_path, capsys):
+    from voxelfm_hf.data.phantom import make_phantom
+    from voxelfm_hf.data.write_scan import write_nifti
+
+    scans = []
+    for seed in (5, 6):
+        scans.append(tmp_path / f"{seed}.nii.gz")
+        write_nifti(make_phantom(seed, shape=(48, 64, 64)).volume, scans[-1])
+    find_in_another_patient.main(str(scans[0]), str(scans[1]), str(out))
+    similarity, scan = nibabel.load(out / "similarity.nii.gz"), nibabel.load(scans[1])
+    assert similarity.shape == scan.shape and np.allclose(similarity.affine, scan.affine)
+    values = similarity.get_fdata()
+    assert 0.3 < values.max() <= 1 and (out / "likest.png").is_file() and (out / "place.png").is_file()
+    # the scan with itself: the likest patch is the place
+    find_in_another_patient.main(str(scans[0]), str(scans[0]), str(out))
+    numbers = capsys.readouterr().out.splitlines()[-1].replace("(", " ").replace(")", " ").replace(",", " ").split()
+    voxels = [int(word) for word in numbers if word.isdigit()]
+    assert np.abs(np.array(voxels[:3]) - voxels[3:6]).max() <= 8
+
+
+def test_pretraining_leaves_an_ordinary_model(out, capfd):
+    pretrain_on_own_scans.main(str(out / "chests" / "images"), str(out), "--run.total_steps", "2")
+    assert "an ordinary model folder, features (1, " in capfd.readouterr().out
+    assert (out / "run" / "teacher" / "model.safetensors").is_file()

@@ -1,0 +1,28 @@
+"""`voxelfm space`: the browser demo on this machine."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from voxelfm_hf.cli_app import ModelOption, app, console, quiet_libraries
+
+
+@app.command()
+def space(
+    model: ModelOption = "tiny",
+    store: Annotated[Path | None, typer.Option(help="Feature store to search for similar scans.")] = None,
+    probe: Annotated[str | None, typer.Option("--probe", "-p", help="Probe folder or Hub id to ask.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets others in.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="Port; by default the first free one from 7860.")] = None,
+) -> None:
+    """A page in the browser: scroll a scan, see patch features over it, click to find what looks alike.
+
+    Example: voxelfm space --store features --probe probe
+    """
+    from voxelfm_hf.space.app import Page, serve
+
+    quiet_libraries()
+    page = Page(model, store=store, probe=probe)
+    console.print("stop with Ctrl+C", highlight=False)
+    serve(page, host=host, port=port)

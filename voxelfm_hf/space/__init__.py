@@ -1,0 +1,1 @@
+"""The browser demo: `voxelfm space` on this machine; the same folder is a Hub Space."""
