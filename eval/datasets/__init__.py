@@ -14,7 +14,7 @@ from voxelfm_hf.eval.labels import LabelTable
 from voxelfm_hf.features import Task
 from voxelfm_hf.volumes.errors import RecipeError
 
-HELPERS = ("geometry", "tables")
+HELPERS = ("geometry", "label_maps", "tables")
 
 
 @dataclass(frozen=True)

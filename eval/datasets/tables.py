@@ -1,13 +1,17 @@
 """Reading the tables of published data sets: every column that is missing and every odd number gets its sentence."""
 
+import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from voxelfm_hf.data.reports import read_rows
 from voxelfm_hf.eval.datasets import About
 from voxelfm_hf.eval.labels import LabelTable
+from voxelfm_hf.features import Task
+from voxelfm_hf.scan_list import Scan
 from voxelfm_hf.volumes.errors import DatasetError
 
 EMPTY = ("", "na", "n/a", "nan", "none", "null", "unknown")
@@ -26,8 +30,8 @@ def required(path: Path, about: About) -> Path:
     return path
 
 
-def required_rows(path: Path, about: About, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a CSV (comma or semicolon), TSV or Parquet table as text.
+def required_rows(path: Path, about: About, columns: Sequence[str]) -> Iterator[dict[str, str]]:
+    """The rows of a CSV (comma or semicolon), TSV or Parquet table as text, one by one.
 
     Args:
         path: The table.
@@ -38,14 +42,60 @@ def required_rows(path: Path, about: About, columns: Sequence[str]) -> list[dict
         DatasetError: the file or a column is missing.
         LabelError: the file cannot be read as a table, or has no rows.
     """
-    rows = list(read_rows(required(path, about)))
-    missing = [column for column in columns if column not in rows[0]]
-    if missing:
+    for count, row in enumerate(read_rows(required(path, about))):
+        missing = [column for column in columns if column not in row] if count == 0 else []
+        if missing:
+            raise DatasetError(
+                f"{path} has no column {', '.join(missing)} (it has {', '.join(row)}): it is not the table that "
+                f"{about.title} is published with at {about.where}"
+            )
+        yield row
+
+
+def on_disk(
+    rows: Sequence[dict[str, Any]], folder: Path, about: About, *, column: str = "file"
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows whose file or folder exists, and a note on how many do not: large data sets are often there in part.
+
+    Args:
+        rows: With a path relative to the folder in `column`.
+        folder: Of the data set.
+        about: The data set, for messages.
+        column: Its name.
+
+    Raises:
+        DatasetError: none exists.
+    """
+    found = [row for row in rows if (folder / row[column]).exists()]
+    if not found:
+        example = f" (for example {rows[0][column]})" if rows else ""
         raise DatasetError(
-            f"{path} has no column {', '.join(missing)} (it has {', '.join(rows[0])}): it is not the table that "
-            f"{about.title} is published with at {about.where}"
+            f"{folder} holds none of the {len(rows)} scans of {about.title}{example}: get them from {about.where} and "
+            f"lay them out as {about.layout}"
         )
-    return rows
+    lost = len(rows) - len(found)
+    return found, [f"{lost} of {len(rows)} listed scans are not in the folder and were left out"] if lost else []
+
+
+def whole_scans(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Task]:
+    """What to embed: the file of each row under its id."""
+    return [Task(Scan(str(row["id"]), folder / row["file"], named=True)) for row in rows]
+
+
+def varying(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> tuple[str, ...]:
+    """Those of the columns that hold two different values or more; others tell nothing and cannot be learned from."""
+    return tuple(name for name in names if len({row.get(name) for row in rows} - {None}) > 1)
+
+
+def held_out(name: str, *, share: float) -> bool:
+    """Whether a patient belongs to a held-out share of a published training split; the same on every machine."""
+    return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) < share * 2**32
+
+
+def age_years(text: str | None) -> int | None:
+    """An age as DICOM writes it ("058Y") or in plain years; None for anything else."""
+    match = re.fullmatch(r"0*(\d{1,3})(?:\.\d+)?Y?", (text or "").strip())
+    return int(match[1]) if match else None
 
 
 def number(text: str | None, *, column: str, path: Path) -> float | None:

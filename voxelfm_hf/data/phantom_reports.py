@@ -165,9 +165,9 @@ def _phrases(finding: str, findings: Findings) -> Sequence[str]:
             f"enlarged mediastinal lymph nodes measuring up to {size:.0f} mm",
         )
     if finding == "hiatal_hernia":
-        size = _degree(findings.hiatal_hernia_mm, (40, 50), ("small", "moderate", "large"))
+        width = _degree(findings.hiatal_hernia_mm, (40, 50), ("small", "moderate", "large"))
         return (
-            f"a {size} hiatal hernia",
+            f"a {width} hiatal hernia",
             f"a hiatal hernia of {findings.hiatal_hernia_mm / 10:.1f} cm",
             "a sliding hiatal hernia",
         )
