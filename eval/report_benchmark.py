@@ -30,6 +30,7 @@ from voxelfm_hf.data.reports import read_reports, read_rows
 from voxelfm_hf.eval.benchmark_run import Finished
 from voxelfm_hf.eval.labeller import FINDINGS
 from voxelfm_hf.eval.report_baselines import constant_report, probe_reports, retrieved_reports, tokens_of
+from voxelfm_hf.eval.report_card import EXAMPLES, write_report_card
 from voxelfm_hf.eval.report_scores import (
     MACRO,
     LabelledReports,
@@ -98,6 +99,7 @@ class ReportData:
     """Scans with features and reports, a row each.
 
     Attributes:
+        synthetic: Whether the scans are phantoms.
         ids: In the store.
         texts: The targets, reduced as the trained rows learn them.
         splits, patients: Of each row.
@@ -109,6 +111,7 @@ class ReportData:
     texts: list[str]
     splits: np.ndarray
     patients: list[str]
+    synthetic: bool
 
     def rows(self, split: str) -> np.ndarray:
         return np.flatnonzero(self.splits == split)
@@ -143,7 +146,7 @@ def run(name: str | Path, data: Path | None, out: Path, quick: bool = False) -> 
     )
     found = _read(settings, training, data, out)
     written = {row: _written(row, settings, training, found, out) for row in settings.rows}
-    return _score(recipe.title, settings, written, found, out)
+    return _score(recipe.title, settings, written, found, out, name)
 
 
 def _quick(settings: ReportBenchmarkSettings) -> ReportBenchmarkSettings:
@@ -182,7 +185,8 @@ def _read(settings: ReportBenchmarkSettings, training: ReportRecipe, data: Path 
         texts.append(report_target(report) if training.data.reduce else report.text)
         splits.append(row["split"])
         patients.append(row.get("patient_id") or report.id)
-    found = ReportData(store, table, ids, texts, np.array(splits), patients)
+    synthetic = "acquisition_seed" in columns  # only phantoms have one
+    found = ReportData(store, table, ids, texts, np.array(splits), patients, synthetic)
     for split in ("train", "val", "test"):
         if not len(found.rows(split)):
             raise LabelError(f"{table} has no row of the split {split} with features and a report")
@@ -280,13 +284,14 @@ def _score(
     written: Mapping[str, LabelledReports],
     data: ReportData,
     out: Path,
+    name: str | Path,
 ) -> Finished:
-    """results.csv, results.md, examples.md and the table for the terminal."""
+    """results.csv, results.md, examples.md, the adapter's card and the table for the terminal."""
     rows: list[dict[str, Any]] = []
-    for name, reports in written.items():
+    for encoder, reports in written.items():
         for (target, metric), estimate in score_reports(reports, replicates=settings.replicates).items():
             rows.append(
-                {"encoder": name, "task": TASK, "target": target, "metric": metric, "value": estimate.value,
+                {"encoder": encoder, "task": TASK, "target": target, "metric": metric, "value": estimate.value,
                  "low": estimate.low, "high": estimate.high, "n": estimate.n, "fraction": 1.0, "seeds": 1,
                  "train_rows": len(data.rows("train")), "patients": estimate.patients, "note": estimate.note}
             )  # fmt: skip
@@ -294,10 +299,26 @@ def _score(
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
+    page = _page(title, rows, written, data, settings.replicates)
     with written_file(out / "results.md") as path:
-        path.write_text(_page(title, rows, written, data, settings.replicates), encoding="utf-8")
+        path.write_text(page, encoding="utf-8")
     with written_file(out / "examples.md") as path:
         path.write_text(_examples(written, data), encoding="utf-8")
+    model = out / "adapter" / "stage2" / "model"
+    if "adapter" in written and model.is_dir():
+        test = data.rows("test")[:EXAMPLES]
+        write_report_card(
+            model,
+            title=title,
+            rows=rows,
+            table=page.partition("\n\n")[2],
+            examples=[
+                (data.ids[row], _on_one_line(data.texts[row]), _on_one_line(written["adapter"].written[index]))
+                for index, row in enumerate(test)
+            ],
+            synthetic=data.synthetic,
+            command=f"voxelfm benchmark {Path(name).name} --out OUT",
+        )
     return Finished([_terminal_table(rows)], [])
 
 
@@ -331,7 +352,8 @@ def _page(
     lines = [
         f"# {title}",
         "",
-        f"{len(data.rows('test'))} test scans, {len(data.rows('train'))} to learn from; 95 % intervals over patients "
+        f"{len(data.rows('test'))} {'synthetic ' * data.synthetic}test scans, {len(data.rows('train'))} to learn from; "
+        "95 % intervals over patients "
         f"({replicates} draws). Macro F1 is a mean over the {len(first.scored)} findings that at least five references "
         "state, labelled in both texts by rules; hallucinated: share of stated findings that the reference does not "
         "state; missed: share of its findings that are not stated.",

@@ -84,12 +84,13 @@ def learn_words(
         nn.utils.clip_grad_norm_(parameters, stage.clip_norm)
         optimizer.step()
         losses.append(float(loss.detach()))
+        if (step + 1) % epoch_steps == 0:
+            logger.info("words: epoch %d, loss %.4f", (step + 1) // epoch_steps, np.mean(losses[-epoch_steps:]))
     with torch.no_grad():
         last = network.projector[-1]
         factor = embeddings.norm(dim=-1).mean() / vectors.float().norm(dim=-1).mean()
         last.weight.mul_(factor)
         last.bias.mul_(factor)
-    logger.info("%d words: loss %.4f at first, %.4f at last", len(words), losses[0], np.mean(losses[-epoch_steps:]))
     return float(np.mean(losses[-epoch_steps:]))
 
 

@@ -46,7 +46,7 @@ def write_bases(folder: Path) -> None:
 
 
 def write_data(folder: Path, *, scans: int = 40) -> None:
-    """labels.csv and store/: the first two feature channels tell effusion and emphysema; half of the scans are test."""
+    """labels.csv and store/: the first channels tell effusion and emphysema; half of the scans are test."""
     run = {"model": "encoder", "weight_hash": weight_hash(folder / "encoder"), "patches": True, "processor": {}}
     draws = np.random.default_rng(0)
     rows, grids, lines = [], {}, []
@@ -54,7 +54,7 @@ def write_data(folder: Path, *, scans: int = 40) -> None:
         identifier = f"scan-{number}.nii.gz"
         findings = (number % 2, number // 2 % 2)
         grid = draws.normal(size=(2, 1 + number % 2, 2, WIDTH))
-        grid[..., :2] += 6 * np.array(findings) - 3
+        grid[..., :16] += np.tile(6 * np.array(findings) - 3, 8)
         grids[identifier] = grid
         rows.append(
             {"id": identifier, "source": identifier, "cls": grid.mean((0, 1, 2)), "grid": list(grid.shape[:3]),

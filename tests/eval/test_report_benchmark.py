@@ -58,13 +58,16 @@ def test_every_row_is_scored_on_the_same_scans(finished):
     assert {target for _, target, _ in rows} == {"macro", "Pleural effusion", "Emphysema"}
     assert {metric for _, _, metric in rows} == {"f1", "hallucinated", "missed", "bleu", "rouge_l", "meteor"}
     # The features tell the findings: what reads them finds them, what does not cannot.
-    assert float(rows["retrieval", "macro", "f1"]["value"]) > 0.95
+    assert float(rows["retrieval", "macro", "f1"]["value"]) > 0.9
     assert float(rows["probes_template", "macro", "f1"]["value"]) > 0.7  # a pooler fitted on 12 scans
     assert float(rows["constant", "macro", "f1"]["value"]) == pytest.approx(2 / 3, abs=0.05)
     assert int(rows["adapter", "macro", "f1"]["train_rows"]) == 12
     page = (finished / "results.md").read_text()
     assert "| probes_template |" in page and "20 test scans, 12 to learn from" in page
     assert (finished / "examples.md").read_text().count("- adapter:") == 6
+    card = (finished / "adapter/stage2/model/README.md").read_text()
+    assert "| probes_template |" in card and "voxelfm benchmark recipe.yaml" in card and "synthetic" not in card
+    assert card.count("- written:") == 3 and "12 pairs of a scan" in card
 
 
 def test_predictions_are_kept_and_used_again(finished, world, monkeypatch):

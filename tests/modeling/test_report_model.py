@@ -39,7 +39,8 @@ def make_model(language_model=None, **changes) -> VoxelFMForReportGeneration:
     with torch.no_grad():
         model.projector[-1].weight.mul_(20)
         model.resampler.key.weight.mul_(30)
-        model.resampler.value.bias.zero_()
+        model.resampler.attention.in_proj_bias.normal_(std=0.1)
+        model.resampler.value.bias.normal_(std=0.1)
     return model
 
 
@@ -283,3 +284,19 @@ def test_impossible_configurations_are_refused():
     ):
         with pytest.raises(Exception, match=sentence):
             make_config(text, **wrong)
+
+
+@torch.no_grad()
+def test_places_of_patches_reach_the_resampler_from_volumes_as_from_features(volumes):
+    model = make_model(position_features=True)
+    features, _ = model.encode_scans(volumes)
+    assert features.shape[-1] == WIDTH + 3
+    places = features[0, 1:, WIDTH:].reshape(2, 3, 2, 3)
+    torch.testing.assert_close(places[1, 2, 0], torch.tensor([0.5, 2 / 3, -0.5]))
+    assert (features[:, 0, WIDTH:] == 0).all()
+    moved = features.clone()
+    moved[:, 1:, WIDTH:] *= -1
+    first, second = (torch.stack(model.get_image_features(vision_features=f).pooler_output) for f in (features, moved))
+    assert not torch.allclose(first, second)
+    with pytest.raises(ValueError, match="scans, tokens, 27"):
+        model.get_image_features(vision_features=features[..., :WIDTH])
