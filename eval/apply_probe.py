@@ -9,12 +9,12 @@ import torch
 
 from voxelfm_hf.eval.tasks.localization import to_lps
 from voxelfm_hf.eval.tasks.segmentation import segment
-from voxelfm_hf.hub import EMBEDDED, load, resolve_model, weight_hash
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMGeometry
-from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
+from voxelfm_hf.modeling.probe_heads_voxelfm import pooled_grid
+from voxelfm_hf.probe_model import load_with_probe
 from voxelfm_hf.scan_list import Region
+from voxelfm_hf.tiles import encode
 from voxelfm_hf.volumes import Volume
-from voxelfm_hf.volumes.errors import ModelError
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ class ProbeReader:
     """A probe with its backbone and image processor, ready for scans.
 
     Args:
-        probe: Folder or Hub repository of the probe.
+        probe: Folder or Hub repository of the probe, or of a `VoxelFMForImageClassification`.
         model: Folder or Hub repository of the backbone; by default the one the probe names.
         device: Where to compute.
 
@@ -70,31 +70,18 @@ class ProbeReader:
     """
 
     def __init__(self, probe: str | Path, *, model: str | Path | None = None, device: str = "cpu"):
-        folder = resolve_model(probe)
-        try:
-            self.probe = VoxelFMProbe.from_pretrained(folder).eval()
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"{probe} cannot be loaded as a probe: {str(error).strip().splitlines()[0]}") from None
-        config = self.probe.config
-        base = model or config.base_model_name_or_path
-        if base is None:
-            raise ModelError(f"{probe} does not name its backbone: say which model to use")
-        if model is None and base != EMBEDDED and not Path(base).is_dir() and "/" not in str(base):
-            raise ModelError(f"{probe} was fitted on features of a local folder named {base}: say where that model is")
-        backbone = resolve_model(base)
-        try:
-            self.probe.check_features(weight_hash(backbone))
-        except ValueError as error:
-            raise ModelError(str(error)) from None
-        dtype = (config.fit or {}).get("features_dtype") or "float32"
-        network, self.processor = load(backbone, dtype=getattr(torch, dtype))
+        self.probe, network, self.processor = load_with_probe(probe, model=model)
         self.network = network.to(device)
         self.probe.to(device)  # type: ignore[arg-type]
         self.device = device
-        settings = dict(config.processor or {})
-        self.region_size = settings.pop("region_size", network.config.image_size)
-        for name, value in settings.items():
-            setattr(self.processor, name, value)
+        settings = self.probe.config.processor or {}
+        self.region_size = settings.get("region_size")
+        self.tile = settings.get("tile")
+
+    @property
+    def class_names(self) -> dict[int, str]:
+        """Names of labels, targets or classes by number."""
+        return {int(number): name for number, name in self.probe.config.id2label.items()}
 
     @torch.inference_mode()
     def answer(self, volume: Volume, *, region: Region | None = None) -> Answer:
@@ -103,7 +90,14 @@ class ProbeReader:
         Args:
             volume: The scan.
             region: The cube to look at.
+
+        Raises:
+            ValueError: a scan that cannot be prepared; a region for a probe of whole scans, or none for one of regions.
         """
+        if region is None and self.region_size:
+            raise ValueError("the probe was fitted on regions: say where to look (--regions, or --point X,Y,Z,EDGE)")
+        if region is not None and not self.region_size:
+            raise ValueError("the probe was fitted on whole scans: leave the region out")
         if region is None:
             prepared = self.processor(volume, return_geometry=True)
             voxels, geometry = prepared["pixel_values"][0], prepared["geometry"][0]
@@ -111,14 +105,15 @@ class ProbeReader:
             voxels, geometry = self.processor.prepare_region(
                 volume, region.centre_lps, region.edge_mm, self.region_size
             )
-        outputs = self.network(voxels[None].to(self.device))
-        patches = self.network.patch_features(outputs, geometry.grid).float()
+        cls, patches = encode(self.network, voxels[None].to(self.device), tile=None if region else self.tile)
         config = self.probe.config
         if config.task == "segmentation":
             affine = volume.affine @ geometry.patch_to_voxel()
             labels = segment(self.probe, patches[0].cpu().numpy(), affine, volume, device=self.device)
             return Answer(label_map=labels, notes=geometry.notes)
-        found = self.probe.predict(cls=outputs.pooler_output.float(), patches=patches)
+        if config.task == "localization":
+            patches = pooled_grid(patches[0], config.max_positions)[None]
+        found = self.probe.predict(cls=cls, patches=patches)
         if config.task == "localization":
             affine = volume.affine @ geometry.patch_to_voxel()
             points = to_lps(found.predictions[0].cpu().numpy(), affine, np.array(geometry.grid))

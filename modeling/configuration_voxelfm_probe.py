@@ -40,6 +40,7 @@ class VoxelFMProbeConfig(PreTrainedConfig):
         num_attention_heads (`int`, defaults to 4): Attention heads of pooler and position regressor.
         num_points (`int`, defaults to 1): Points of a localization; a box is two.
         position_grid (`str`, defaults to `"centres"`): Patch positions (i + 0.5) / n, or `"corners"`: i / (n - 1).
+        max_positions (`int`, *optional*): Patches that a localization attends to; larger grids are averaged down.
         decoder_stages (`int`, defaults to 3): Stages of the voxel decoder.
         voxels_per_patch (`int`, defaults to 4): Resolution of the decoded map along each edge of a patch.
         decoded_patches (`int`, defaults to 8): Edge in patches of the overlapping windows that a segmentation is
@@ -70,6 +71,7 @@ class VoxelFMProbeConfig(PreTrainedConfig):
     num_attention_heads: int = 4
     num_points: int = 1
     position_grid: str = "centres"
+    max_positions: int | None = None
     decoder_stages: int = 3
     voxels_per_patch: int = 4
     decoded_patches: int = 8

@@ -26,6 +26,7 @@ _EXPORTS = {
     "find_scans": "voxelfm_hf.volumes",
     "VoxelFMError": "voxelfm_hf.volumes.errors",
     "load": "voxelfm_hf.hub",
+    "load_classifier": "voxelfm_hf.probe_model",
 }
 __all__ = [*_EXPORTS, "__version__"]
 

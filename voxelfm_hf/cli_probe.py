@@ -11,11 +11,13 @@ from voxelfm_hf.cli_app import (
     EXIT_PARTLY_FAILED,
     AssumeHU,
     Spacing,
+    advance,
     app,
     console,
     errors,
     parse_spacing,
     plain,
+    progress_bar,
     quiet_libraries,
 )
 from voxelfm_hf.volumes.errors import ScanError
@@ -103,64 +105,91 @@ def _estimate(estimate: dict[str, Any]) -> str:
 
 @app.command()
 def predict(
-    scans: Annotated[list[Path], typer.Argument(help="Scan files or DICOM folders.", metavar="SCAN…")],
-    probe: Annotated[str, typer.Option("--probe", "-p", help="Probe folder or Hub id.")],
+    inputs: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Scans, folders to search for scans, or CSV lists (path, id).", metavar="[SCAN…]"),
+    ] = None,
+    probe: Annotated[
+        str, typer.Option("--probe", "-p", help="Folder or Hub id of a probe, or of a model with its head.")
+    ] = ...,  # type: ignore[assignment]
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Backbone, where the probe does not name it.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for pictures and label maps.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for answers, pictures, label maps; new or of this probe."),
+    ] = None,
+    regions: Annotated[
+        Path | None, typer.Option(help="Probes of regions: CSV of cubes, scan,x,y,z,edge_mm[,id], LPS mm.")
+    ] = None,
+    point: Annotated[
+        str | None, typer.Option(help="Probes of regions: X,Y,Z,EDGE of one cube in every scan, LPS mm.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a scan and line.")] = False,
     assume_hu: AssumeHU = False,
     spacing: Spacing = None,
 ) -> None:
     """What a probe says about scans: probability, value with interval, position or label map.
 
-    With --out, a picture of each scan and, for segmentation, the label map on the scan's own grid as NIfTI.
+    With --out, also a table, a picture of each scan and, for segmentation, the label map on the scan's own grid as
+    NIfTI; a rerun does only what is missing. Scans that fail are listed in OUT/failures.csv; the exit code is then 3.
 
     Example: voxelfm predict chest.nii.gz --probe probe --model model --out answers
+
+    Example: voxelfm predict scans/ --probe nodule_probe --regions nodules.csv --out answers
     """
     from voxelfm_hf.eval.apply_probe import ProbeReader
-    from voxelfm_hf.volumes import read_volume
+    from voxelfm_hf.eval.predict_scans import predict_scans
+    from voxelfm_hf.features import Task
+    from voxelfm_hf.scan_list import list_scans, read_regions
 
+    if not inputs and regions is None:
+        raise typer.BadParameter("name scans, folders or a CSV list, or --regions")
+    if point is not None and regions is not None:
+        raise typer.BadParameter("--point and --regions both say where to look: give one of them")
     quiet_libraries()
+    scans = list_scans(inputs or [])
+    if regions is not None:
+        tasks = [Task(scan, tuple(cubes)) for scan, cubes in read_regions(regions, scans).items()]
+    else:
+        tasks = [Task(scan, parse_point(point, scan.identifier)) for scan in scans]
     reader = ProbeReader(probe, model=model)
-    failed = 0
-    for path in scans:
-        try:
-            volume = read_volume(path, assume_hu=assume_hu, spacing=parse_spacing(spacing))
-            answer = reader.answer(volume)
-        except (ScanError, ValueError) as error:
-            failed += 1
-            errors.print(f"[red]failed:[/] {plain(error)}", highlight=False, soft_wrap=True)
-            continue
-        if out is not None:
-            _write_answer(out / path.name, volume, answer)
-        facts = answer.facts()
+    progress = progress_bar(len(tasks), "predicting")
+
+    def show(task: Any, identifier: str, facts: dict[str, Any]) -> None:
+        name = identifier if task.scan.named or task.regions else str(task.scan.path)
         if as_json:
-            print(json.dumps({"scan": str(path), **facts}))
-        else:
-            console.print(f"[bold]{plain(path)}[/]", highlight=False, soft_wrap=True)
-            for name, value in facts.items():
-                console.print(
-                    f"  {name.replace('_', ' ')}: {plain(json.dumps(value))}", highlight=False, soft_wrap=True
-                )
-    if failed:
-        raise typer.Exit(EXIT_BAD_INPUT if failed == len(scans) else EXIT_PARTLY_FAILED)
+            print(json.dumps({"scan": name, **facts}))
+            return
+        console.print(f"[bold]{plain(name)}[/]", highlight=False, soft_wrap=True)
+        for key, value in facts.items():
+            console.print(f"  {key.replace('_', ' ')}: {plain(json.dumps(value))}", highlight=False, soft_wrap=True)
+
+    with progress:
+        summary = predict_scans(
+            tasks,
+            reader,
+            out,
+            on_answer=show,
+            on_failure=lambda reason: errors.print(f"[red]failed:[/] {plain(reason)}", highlight=False, soft_wrap=True),
+            on_scan=lambda _: advance(progress, "scans/s"),
+            assume_hu=assume_hu,
+            spacing=parse_spacing(spacing),
+        )
+    if summary.failures:
+        if out is not None:
+            errors.print(f"{len(summary.failures)} failed, listed in {plain(out / 'failures.csv')}", highlight=False)
+        raise typer.Exit(EXIT_PARTLY_FAILED if summary.added + summary.present else EXIT_BAD_INPUT)
 
 
-def _write_answer(folder: Path, volume: Any, answer: Any) -> None:
-    import nibabel
-    import numpy as np
+def parse_point(text: str | None, identifier: str) -> tuple[Any, ...]:
+    """The region of `--point X,Y,Z,EDGE`, none without it."""
+    from voxelfm_hf.scan_list import Region
 
-    from voxelfm_hf.files import written_file
-    from voxelfm_hf.pictures import save_picture
-
-    layers: dict[str, Any] = {}
-    if answer.label_map is not None:
-        layers["labels"] = answer.label_map
-        with written_file(folder / "labels.nii.gz") as path:
-            nibabel.save(volume.restore(answer.label_map), path)
-    if answer.points_lps is not None:
-        point = np.linalg.solve(volume.affine, [*answer.points_lps[0], 1.0])[:3]
-        layers["position"] = np.clip(point, 0, np.array(volume.hu.shape) - 1)
-    save_picture(volume, folder / "picture.png", **layers)
+    if text is None:
+        return ()
+    try:
+        x, y, z, edge = (float(part) for part in text.split(","))
+    except ValueError:
+        raise ScanError(f"--point takes X,Y,Z,EDGE in LPS mm, for example 12,-40,310,24, got {text}") from None
+    return (Region(f"{identifier}#point", (x, y, z), edge),)

@@ -1,13 +1,16 @@
-"""A transformers pipeline over scan files: `pipeline("ct-feature-extraction", model=DIR)("scan.nii.gz", pool=True)`."""
+"""transformers pipelines over scan files: `pipeline("ct-classification", model=DIR)("scan.nii.gz")`."""
 
 import os
+from typing import Any
 
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForImageClassification
+from transformers.pipelines.base import Pipeline
 from transformers.pipelines.image_feature_extraction import ImageFeatureExtractionPipeline
 
 from voxelfm_hf.volumes import read_volume
 
-TASK = "ct-feature-extraction"
+FEATURES = "ct-feature-extraction"
+CLASSIFICATION = "ct-classification"
 
 
 class CTFeatureExtractionPipeline(ImageFeatureExtractionPipeline):
@@ -25,7 +28,73 @@ class CTFeatureExtractionPipeline(ImageFeatureExtractionPipeline):
         return self.image_processor(volume, return_tensors="pt", **image_processor_kwargs).to(self.dtype)
 
 
+class CTClassificationPipeline(Pipeline):
+    """Answers of a model with its head about scan files, DICOM folders or volumes.
+
+    An answer is a list with a dictionary a label: `label` and `score`, the calibrated probability, and for labels that
+    may occur together `positive`, whether it reaches the label's threshold; sorted by score. A regression gives
+    `value`, `unit`, `low` and `high`, a survival `log_risk`.
+
+    `region=(x, y, z, edge)` in LPS mm looks at a cube, as models of regions need; `image_processor_kwargs` go to the
+    processor.
+    """
+
+    _load_processor = False
+    _load_image_processor = True
+    _load_feature_extractor = False
+    _load_tokenizer = False
+    _load_video_processor = False  # type: ignore[assignment]
+
+    def _sanitize_parameters(self, region=None, image_processor_kwargs=None, **unknown):
+        if unknown:
+            raise TypeError(f"{CLASSIFICATION} takes region and image_processor_kwargs, not {', '.join(unknown)}")
+        options = dict(image_processor_kwargs or {})
+        return (options if region is None else {"region": region, **options}), {}, {}
+
+    def preprocess(self, image, region=None, **image_processor_kwargs):
+        volume = read_volume(image) if isinstance(image, (str, os.PathLike)) else image
+        size = (self.model.probe.config.processor or {}).get("region_size")
+        if region is None and size is not None:
+            raise ValueError("this model needs region=(x, y, z, edge) in LPS mm: it was fitted on regions")
+        if region is None:
+            return self.image_processor(volume, return_tensors="pt", **image_processor_kwargs)
+        if size is None:
+            raise ValueError("this model was fitted on whole scans: leave the region out")
+        x, y, z, edge = region
+        return {"pixel_values": self.image_processor.prepare_region(volume, (x, y, z), edge, size)[0][None]}
+
+    def _forward(self, model_inputs):
+        return self.model.predict(model_inputs["pixel_values"])
+
+    def postprocess(self, model_outputs) -> list[dict[str, Any]]:
+        config = self.model.probe.config
+        values = model_outputs.predictions[0].float().tolist()
+        answers = [{"label": config.id2label[number]} for number in range(config.num_outputs)]
+        if config.task == "classification":
+            _add(answers, "score", values)
+            _add(answers, "positive", None if model_outputs.positive is None else model_outputs.positive[0].tolist())
+            return sorted(answers, key=lambda answer: -answer["score"])
+        if config.task == "survival":
+            _add(answers, "log_risk", values)
+            return answers
+        _add(answers, "value", values)
+        _add(answers, "unit", config.target_unit)
+        for name in ("low", "high"):
+            limits = getattr(model_outputs, name)
+            _add(answers, name, None if limits is None else limits[0].tolist())
+        return answers
+
+
+def _add(answers: list[dict[str, Any]], name: str, values: list | None) -> None:
+    for answer, value in zip(answers, values or (), strict=False):
+        answer[name] = value
+
+
 def register_pipeline(registry) -> None:
-    """Makes `transformers.pipeline` know the task."""
-    if TASK not in registry.supported_tasks:
-        registry.register_pipeline(TASK, pipeline_class=CTFeatureExtractionPipeline, pt_model=AutoModel, type="image")
+    """Makes `transformers.pipeline` know the tasks."""
+    for task, pipeline_class, model in (
+        (FEATURES, CTFeatureExtractionPipeline, AutoModel),
+        (CLASSIFICATION, CTClassificationPipeline, AutoModelForImageClassification),
+    ):
+        if task not in registry.supported_tasks:
+            registry.register_pipeline(task, pipeline_class=pipeline_class, pt_model=model, type="image")

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
+import torch
 
 from voxelfm_hf.eval.labels import LabelTable, point_target
 from voxelfm_hf.eval.metric_reports import per_row_report
@@ -11,13 +13,24 @@ from voxelfm_hf.eval.metrics.localization import point_errors_mm
 from voxelfm_hf.eval.tasks.data import TaskData, open_data
 from voxelfm_hf.eval.tasks.fitting import fit_columns, probe_outputs
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
+from voxelfm_hf.modeling.probe_heads_voxelfm import pooled_grid
 from voxelfm_hf.store import FeatureStore
 from voxelfm_hf.training.probe_settings import ProbeSettings
 from voxelfm_hf.volumes.errors import LabelError
 
+# Patches that a scan is localised on, as many as a published crop has; their attention grows with the square.
+MAX_POSITIONS = 512
+CACHED_GRIDS = 256
+
 
 def read(
-    store: FeatureStore, labels: LabelTable, *, targets: Sequence[str], name: str = "point", **options
+    store: FeatureStore,
+    labels: LabelTable,
+    *,
+    targets: Sequence[str],
+    name: str = "point",
+    max_positions: int | None = MAX_POSITIONS,
+    **options,
 ) -> TaskData:
     """Labelled rows with points.
 
@@ -26,6 +39,7 @@ def read(
         labels: The label table.
         targets: Columns x, y, z of each point in LPS millimetres, point after point.
         name: Of what is located, for the card.
+        max_positions: Patches of a scan; larger grids are averaged down to so many.
         **options: Options of `open_data`.
     """
     data, labels = open_data(store, labels, task="localization", needs_patches=True, **options)
@@ -41,7 +55,21 @@ def read(
     if outside:
         notes += (f"{outside} scans have a point outside the part the model saw; they are kept",)
     targets_flat = normalised.reshape(len(points), -1)
-    return replace(data, targets=targets_flat, names=[name], notes=notes, options={"points": points})
+    whole = data.features.patches
+
+    @lru_cache(maxsize=CACHED_GRIDS)
+    def pooled(row: int) -> np.ndarray:
+        assert whole is not None
+        return pooled_grid(torch.from_numpy(np.asarray(whole(row))), max_positions).numpy()
+
+    return replace(
+        data,
+        features=replace(data.features, patches=pooled),
+        targets=targets_flat,
+        names=[name],
+        notes=notes,
+        options={"points": points, "max_positions": max_positions},
+    )
 
 
 def fit(
@@ -75,6 +103,7 @@ def fit(
         device=device,
         together=True,
         num_points=data.targets.shape[1] // 3,
+        max_positions=data.options["max_positions"],
     )
     return probe
 

@@ -1,0 +1,111 @@
+"""A probe together with its backbone: found by name, checked to belong together, and composed to one model."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from voxelfm_hf.hub import EMBEDDED, load, resolve_model, weight_hash
+from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
+from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMImageProcessor
+from voxelfm_hf.modeling.modeling_voxelfm_classifier import VoxelFMForImageClassification
+from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
+from voxelfm_hf.volumes.errors import ModelError
+
+# How scans were taken, in a probe's `processor` beside the processor's own settings.
+NOT_OF_THE_PROCESSOR = ("region_size", "tile")
+
+
+def load_with_probe(
+    probe: str | Path, *, model: str | Path | None = None, dtype: torch.dtype | None = None
+) -> tuple[VoxelFMProbe, Any, VoxelFMImageProcessor]:
+    """A probe, the backbone it was fitted for, and the processor set up as it was then.
+
+    Args:
+        probe: Folder or Hub repository of a probe, or of a `VoxelFMForImageClassification`, which holds its backbone.
+        model: Folder or Hub repository of the backbone; by default the one the probe names.
+        dtype: Of the backbone; by default that of the features of the fit.
+
+    Raises:
+        ModelError: the probe or the backbone cannot be found, or it has other weights than the probe was fitted on.
+    """
+    folder = resolve_model(probe)
+    if is_classifier(folder):
+        composed, processor = open_classifier(folder)
+        return composed.probe, composed.voxelfm, processor
+    try:
+        head = VoxelFMProbe.from_pretrained(folder).eval()
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{probe} cannot be loaded as a probe: {str(error).strip().splitlines()[0]}") from None
+    config = head.config
+    base = model or config.base_model_name_or_path
+    if base is None:
+        raise ModelError(f"{probe} does not name its backbone: say which model to use")
+    if model is None and base != EMBEDDED and not Path(base).is_dir() and "/" not in str(base):
+        raise ModelError(f"{probe} was fitted on features of a local folder named {base}: say where that model is")
+    backbone = resolve_model(base)
+    try:
+        head.check_features(weight_hash(backbone))
+    except ValueError as error:
+        raise ModelError(str(error)) from None
+    network, processor = load(
+        backbone, dtype=dtype or getattr(torch, (config.fit or {}).get("features_dtype") or "float32")
+    )
+    set_up_processor(processor, config)
+    return head, network, processor
+
+
+def load_classifier(
+    probe: str | Path, *, model: str | Path | None = None
+) -> tuple[VoxelFMForImageClassification, VoxelFMImageProcessor]:
+    """Probe and backbone as one model, and its processor: save both to one folder, and it answers by itself.
+
+    Args:
+        probe: Folder or Hub repository of a probe, or of such a model.
+        model: Folder or Hub repository of the backbone; by default the one the probe names.
+
+    Returns:
+        The model in float32 and evaluation mode, and the processor as it was when the probe was fitted.
+
+    Raises:
+        ModelError: as in `load_with_probe`, or a probe whose answers are points or maps, or of features made in tiles.
+    """
+    folder = resolve_model(probe)
+    if is_classifier(folder):
+        return open_classifier(folder)
+    head, network, processor = load_with_probe(probe, model=model, dtype=torch.float32)
+    if (head.config.processor or {}).get("tile"):
+        raise ModelError(f"{probe} is for features made in tiles, which one model cannot make: use `voxelfm predict`")
+    try:
+        return VoxelFMForImageClassification.from_probe(head, network), processor
+    except ValueError as error:
+        raise ModelError(f"{probe}: {error}") from None
+
+
+def is_classifier(folder: Path) -> bool:
+    """Whether a model folder holds backbone and head in one."""
+    import json
+
+    try:
+        names = json.loads((folder / "config.json").read_text()).get("architectures") or []
+    except (OSError, ValueError, AttributeError):
+        return False
+    return VoxelFMForImageClassification.__name__ in names
+
+
+def open_classifier(folder: Path) -> tuple[VoxelFMForImageClassification, VoxelFMImageProcessor]:
+    """A folder of backbone and head in one; ModelError where it cannot be loaded."""
+    try:
+        composed = VoxelFMForImageClassification.from_pretrained(folder).eval()
+        processor = VoxelFMImageProcessor.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+    set_up_processor(processor, composed.probe.config)
+    return composed, processor
+
+
+def set_up_processor(processor: VoxelFMImageProcessor, config: VoxelFMProbeConfig) -> None:
+    """Gives a processor the settings that the features of a probe were made with."""
+    for name, value in (config.processor or {}).items():
+        if name not in NOT_OF_THE_PROCESSOR:
+            setattr(processor, name, value)
