@@ -13,7 +13,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from voxelfm_hf.eval.benchmark_cells import fit_cell, label_map_path, read_task
 from voxelfm_hf.eval.benchmark_recipe import BenchmarkRecipe, EncoderRecipe, TaskRecipe
 from voxelfm_hf.eval.benchmark_references import CEILING, FLOOR, SENTENCES, with_reference
+from voxelfm_hf.eval.benchmark_tuning import TunedEncoder, TuningInputs, tuning_fingerprint
 from voxelfm_hf.eval.datasets import BenchmarkData
 from voxelfm_hf.eval.encoders import Encoder, EncoderSetup, make_encoder
 from voxelfm_hf.eval.labels import LabelTable
@@ -55,6 +56,7 @@ class Entrant:
         fit_seconds: Fits and predictions.
         scans: Rows embedded.
         failures: Reason by id.
+        tuned: For a fine-tuned encoder, how it is fitted.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Entrant:
     fit_seconds: float = 0.0
     scans: int = 0
     failures: dict[str, str] = field(default_factory=dict)
+    tuned: TunedEncoder | None = None
 
     def store(self, seed: int) -> FeatureStore:
         """The features that a seed works on."""
@@ -119,6 +122,7 @@ def run_benchmark(
         raise RecipeError("no encoder could be used: " + "; ".join(run.failures.values()))
     labels = _common_rows(run)
     run.labels = labels
+    _tune(run, out, progress)
     if recipe.references:
         for name in (CEILING, FLOOR):
             run.entrants[name] = Entrant(name, "reference", SENTENCES[name], gives_patches=True, fingerprint=name)
@@ -134,6 +138,37 @@ def run_benchmark(
         _fill_cell(run, entrant, task, seed, labels, out, f"{fingerprint} {rows_hash}")
     progress("predictions", len(cells), len(cells))
     return run
+
+
+def _tune(run: BenchmarkRun, out: Path, progress: Progress) -> None:
+    """Adds every mode of fine-tuning of the encoders that can be fine-tuned."""
+    done, total = 0, len(run.data.tasks)
+
+    def advance(_: Any) -> None:
+        nonlocal done
+        done += 1
+        progress("inputs of fine-tuning", done, total)
+
+    inputs = TuningInputs(run.recipe, run.data, out, advance)
+    for entry in run.recipe.encoders:
+        base = run.entrants.get(entry.title)
+        if base is None:
+            continue
+        try:
+            added = inputs.tuned(entry)
+        except VoxelFMError as error:
+            run.failures[f"{entry.title}+{run.recipe.fine_tuning[0]}", ""] = str(error)
+            continue
+        for name, tuned in added.items():
+            run.entrants[name] = replace(
+                base,
+                name=name,
+                tuned=tuned,
+                seconds=0.0,
+                scans=0,
+                failures={},
+                fingerprint=f"{base.fingerprint} {tuning_fingerprint(run.recipe, tuned.mode)}",
+            )
 
 
 def data_fingerprint(data: BenchmarkData) -> str:
@@ -200,7 +235,14 @@ def _embed(run: BenchmarkRun, entry: EncoderRecipe, out: Path, progress: Progres
         seeds: list[int | None] = [None]
         for position, seed in enumerate(recipe.seeds):
             setup = EncoderSetup(
-                out / "models", entry.model, seed, recipe.region_size, recipe.max_patches, recipe.dtype
+                out / "models",
+                entry.model,
+                seed,
+                recipe.region_size,
+                recipe.max_patches,
+                recipe.dtype,
+                voxel_mm=recipe.voxel_mm,
+                tile=recipe.tile,
             )
             encoder = make_encoder(entry.kind, setup, entry.options)
             if position == 0:
@@ -281,7 +323,7 @@ def _fill_cell(
     run: BenchmarkRun, entrant: Entrant, task: TaskRecipe, seed: int, labels: LabelTable, out: Path, data_hash: str
 ) -> None:
     """Predictions of one cell, from its file or computed."""
-    if (entrant.name, task.title) in run.failures:
+    if (entrant.name, task.title) in run.failures or (entrant.tuned and task.task == "retrieval"):
         return
     if task.uses_patches and not entrant.gives_patches:
         note = f"{entrant.name} gives no patches and is left out of {task.title}"
@@ -304,8 +346,9 @@ def _fill_cell(
                 if entrant.kind == "reference"
                 else lambda same: same
             )
+            fit = entrant.tuned.fit if entrant.tuned else None
             maps = partial(_save_map, run, labels, task, path.parent) if seed == run.recipe.seeds[0] else None
-            table = fit_cell(data, task, run.recipe, seed=seed, change=change, save_map=maps)
+            table = fit_cell(data, task, run.recipe, seed=seed, change=change, save_map=maps, fit=fit)
         except VoxelFMError as error:
             run.failures[entrant.name, task.title] = str(error)
             return

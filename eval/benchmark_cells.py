@@ -1,6 +1,7 @@
 """One cell of a benchmark: an encoder, a task and a seed become a table of predictions on the test rows.
 
-Columns of every table: id, patient, target, fraction, train_rows, note; beside them by family
+Columns of every table: id, patient, target, fraction, train_rows, note; seconds, peak_memory_mb, trainable_parameters
+of a fine-tuning; beside them by family
 
     classification  truth, prediction (probability), threshold; exclusive classes: truth, probabilities
     regression      truth, prediction
@@ -29,6 +30,7 @@ from voxelfm_hf.eval.tasks.grid import GridFit, fit_grid
 from voxelfm_hf.eval.tasks.localization import row_errors
 from voxelfm_hf.eval.tasks.retrieval import query_values
 from voxelfm_hf.eval.tasks.segmentation import row_scores
+from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.store import FeatureStore
 from voxelfm_hf.volumes.errors import LabelError
 
@@ -37,6 +39,8 @@ NEIGHBOURS_KEPT = 10
 # Changes the features of task data: the identity, or the ceiling and floor in their place.
 Change = Callable[[TaskData], TaskData]
 SaveMap = Callable[[str, np.ndarray], None]
+# A probe, the data with the features it is for, and columns of what it took.
+Fit = Callable[[TaskData, TaskRecipe, np.ndarray, int], tuple[VoxelFMProbe, TaskData, dict[str, Any]]]
 
 
 def read_task(task: TaskRecipe, store: FeatureStore, data: BenchmarkData, labels: LabelTable) -> TaskData:
@@ -68,6 +72,7 @@ def fit_cell(
     seed: int,
     change: Change = lambda data: data,
     save_map: SaveMap | None = None,
+    fit: Fit | None = None,
 ) -> pa.Table:
     """Fits and predicts.
 
@@ -78,6 +83,7 @@ def fit_cell(
         seed: Of subsets and fits.
         change: Applied to the data first; for retrieval once a target.
         save_map: Takes the id and label map (on the mask's LPS+ grid) of each test scan of a segmentation.
+        fit: Fits in place of the task's own probe on frozen features.
 
     Returns:
         Predictions, see the module.
@@ -86,7 +92,7 @@ def fit_cell(
         return _table(part for i in range(len(data.names)) for part in _retrieved(change(_narrowed(data, i))))
     data = change(data)
     fractions = recipe.fractions_of(task)
-    if task.is_grid:
+    if task.is_grid and fit is None:
         fits = fit_grid(data, head=task.probe_head, fractions=fractions, seeds=[seed], settings=task.probe_settings)
         return _table(_of_grid(data, fit) for fit in fits)
     parts = []
@@ -94,22 +100,34 @@ def fit_cell(
         train = training_subset(data.rows("train"), data.groups, fraction=fraction, seed=seed)
         head = {"train_rows": len(train), "fraction": fraction}
         saved = save_map if fraction == fractions[-1] else None
-        parts += [{**head, **part} for part in _fitted(data, task, train, seed, saved)]
+        parts += [{**head, **part} for part in _fitted(data, task, train, seed, saved, fit)]
     return _table(parts)
 
 
 def _fitted(
-    data: TaskData, task: TaskRecipe, train: np.ndarray, seed: int, save_map: SaveMap | None
+    data: TaskData, task: TaskRecipe, train: np.ndarray, seed: int, save_map: SaveMap | None, fit: Fit | None
 ) -> list[dict[str, Any]]:
-    """Column sets of one fit through the task's own `fit` and `predict`."""
+    """Column sets of one fit through the task's own `fit` and `predict`, or another fit."""
     module, test = load_task(task.task), data.rows("test")
+    cost: dict[str, Any] = {}
     try:
-        probe = module.fit(data, head=task.probe_head, settings=task.probe_settings, train=train, seed=seed)
+        if fit is None:
+            probe = module.fit(data, head=task.probe_head, settings=task.probe_settings, train=train, seed=seed)
+        else:
+            probe, data, cost = fit(data, task, train, seed)
     except LabelError as error:
         if len(train) == len(data.rows("train")):
             raise
         return [_unfit(data, task, test, str(error))]
     predictions = module.predict(probe, data, test)
+    return [{**part, **cost} for part in _column_sets(data, task, probe, predictions, save_map)]
+
+
+def _column_sets(
+    data: TaskData, task: TaskRecipe, probe: VoxelFMProbe, predictions: Any, save_map: SaveMap | None
+) -> list[dict[str, Any]]:
+    """What a fit says about the test rows, by target."""
+    test = data.rows("test")
     rows = {"id": [data.ids[row] for row in test], "patient": data.groups[test]}
     if task.task == "segmentation":
         for identifier, label_map in zip(rows["id"], predictions, strict=True):

@@ -1,6 +1,7 @@
 """What a benchmark recipe may say: data, encoders, tasks, label fractions, seeds."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 from voxelfm_hf.eval.tasks import task_names
 from voxelfm_hf.recipes import load_recipe, to_recipe, to_values
+from voxelfm_hf.training.finetune_settings import MODES, FinetuneSettings
 from voxelfm_hf.training.probe_settings import DEFAULT_SETTINGS, ProbeSettings
 from voxelfm_hf.volumes.errors import RecipeError
 
@@ -18,7 +20,7 @@ DEFAULT_HEADS = {
     "regression": "linear",
     "survival": "linear",
     "localization": "position",
-    "segmentation": "decoder",
+    "segmentation": "subpatch",
     "retrieval": "none",
 }
 
@@ -98,7 +100,7 @@ class TaskRecipe:
     @property
     def uses_patches(self) -> bool:
         """Whether an encoder needs a patch grid for it."""
-        return self.probe_head in ("pooler", "position", "decoder")
+        return self.probe_head in ("pooler", "position", "subpatch", "decoder")
 
     @property
     def is_grid(self) -> bool:
@@ -131,7 +133,11 @@ class BenchmarkRecipe:
         references: Add the ceiling (features that are the answer) and the floor (noise).
         region_size: Edge in voxels of a region's cube; the model's training crop by default.
         max_patches: Patch budget of a whole scan; the processor's own by default.
+        voxel_mm: Voxel size of every prepared scan; that of its finest axis by default.
+        tile: Edge in voxels of the overlapping tiles that VoxelFM models take whole scans in; whole by default.
         dtype: Of the models' computation.
+        fine_tuning: Ways of fine-tuning that enter beside every voxelfm encoder: frozen, lora, last_2, full.
+        tuning: How they are trained.
         quick: Fields in place of those above for `--quick`.
     """
 
@@ -148,7 +154,11 @@ class BenchmarkRecipe:
     references: bool = True
     region_size: int | None = None
     max_patches: int | None = None
+    voxel_mm: float | None = None
+    tile: int | None = None
     dtype: str = "float32"
+    fine_tuning: list[str] = field(default_factory=list)
+    tuning: FinetuneSettings = field(default_factory=FinetuneSettings)
     quick: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -161,6 +171,9 @@ class BenchmarkRecipe:
         every = [*self.fractions, *(fraction for task in self.tasks for fraction in task.fractions or ())]
         if any(not 0 < fraction <= 1 for fraction in every):
             raise ValueError(f"fractions lie in (0, 1], got {', '.join(f'{f:g}' for f in every)}")
+        for mode in self.fine_tuning:
+            if mode not in MODES and not re.fullmatch(r"last_[1-9]\d*", mode):
+                raise ValueError(f"fine_tuning holds {mode}; known are {', '.join(MODES)} and last_1, last_2, ...")
         if not self.seeds:
             raise ValueError("seeds is empty; name at least one")
 

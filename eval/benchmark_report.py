@@ -10,12 +10,12 @@ import numpy as np
 
 from voxelfm_hf.eval.benchmark import BenchmarkRun, failure_rows
 from voxelfm_hf.eval.benchmark_results import Results
-from voxelfm_hf.eval.benchmark_scores import LOWER_IS_BETTER, MACRO
+from voxelfm_hf.eval.benchmark_scores import COSTS, LOWER_IS_BETTER, MACRO
 from voxelfm_hf.files import written_file
 from voxelfm_hf.recipes import save_recipe, to_values
 
 RESULT_FIELDS = ("encoder", "task", "target", "metric", "value", "low", "high", "n", "fraction", "seeds")
-MORE_FIELDS = ("family", "head", "kind", "train_rows", "patients", "main", "note")
+MORE_FIELDS = ("family", "head", "kind", "train_rows", "patients", "main", "note", *COSTS)
 COMPARISON_FIELDS = (
     *(
         "first",
@@ -125,7 +125,7 @@ def results_markdown(run: BenchmarkRun, results: Results) -> str:
         rows = [row for row in results.rows if row["task"] == task.title and row["main"]]
         if rows:
             lines += ["", *_task_table(run, task.title, rows), *_fraction_table(rows)]
-    lines += ["", *_comparison_table(results.comparisons), *_encoder_table(run)]
+    lines += ["", *_comparison_table(results.comparisons), *_cost_table(results.rows), *_encoder_table(run)]
     if run.failures:
         lines += [
             "",
@@ -204,6 +204,30 @@ def _encoder_table(run: BenchmarkRun) -> list[str]:
         for row in encoder_rows(run)
     ]
     return ["", "## Encoders", "", *_markdown(["encoder", "what it sees", "s embedding", "s fitting"], body)]
+
+
+def _cost_table(rows: list[dict[str, Any]]) -> list[str]:
+    """What fine-tuning took, for each task at all labels."""
+    costs: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in rows:
+        if row.get("seconds") is not None and row["main"]:
+            at = (row["task"], row["encoder"])
+            costs[at] = max(costs.get(at, row), row, key=lambda found: found["fraction"])
+    if not costs:
+        return []
+    header = ["task", "encoder", "labelled rows", "seconds a fit", "peak memory (MB)", "trainable parameters"]
+    body = [
+        [
+            task,
+            encoder,
+            f"{row['train_rows']:.0f}",
+            f"{row['seconds']:.0f}",
+            f"{row['peak_memory_mb']:.0f}",
+            f"{row['trainable_parameters']:,.0f}",
+        ]
+        for (task, encoder), row in costs.items()
+    ]
+    return ["", "## Cost of fine-tuning", "", *_markdown(header, body)]
 
 
 def _markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:

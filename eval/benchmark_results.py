@@ -6,7 +6,7 @@ from typing import Any
 from voxelfm_hf.eval.benchmark import BenchmarkRun
 from voxelfm_hf.eval.benchmark_compare import compare_encoders
 from voxelfm_hf.eval.benchmark_recipe import TaskRecipe
-from voxelfm_hf.eval.benchmark_scores import MACRO, Sample, estimate_macro, estimate_sample, make_samples
+from voxelfm_hf.eval.benchmark_scores import COSTS, MACRO, Sample, estimate_macro, estimate_sample, make_samples
 from voxelfm_hf.eval.labels import LabelTable
 from voxelfm_hf.eval.measures import by_subgroup
 from voxelfm_hf.eval.statistics import Estimate
@@ -76,6 +76,7 @@ def _row(head: dict[str, Any], sample: Sample, fraction: float, estimate: Estima
         "patients": estimate.patients,
         "main": head["metric"] == sample.main_metric,
         "note": estimate.note or sample.note,
+        **{name: sample.cost.get(name) for name in COSTS},
     }
 
 

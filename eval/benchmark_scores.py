@@ -5,7 +5,7 @@ choice of test patients, not another draw of training patients or another fit (t
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,8 @@ ROW_METRICS = {
     "segmentation": ("dice", "hd95", "nsd"),
 }
 MACRO = "macro"
+# Columns of a fine-tuning's predictions, and of its rows in results.csv.
+COSTS = ("seconds", "peak_memory_mb", "trainable_parameters")
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +59,7 @@ class Sample:
         train_rows: Mean number of labelled training rows.
         seeds: Seeds that gave a fit.
         note: Why the others did not.
+        cost: Mean seconds, peak_memory_mb and trainable_parameters of its fits, where they were measured.
     """
 
     family: str
@@ -68,6 +71,7 @@ class Sample:
     train_rows: float
     seeds: tuple[int, ...]
     note: str
+    cost: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def main_metric(self) -> str:
@@ -177,7 +181,12 @@ def _sample(tables: Mapping[int, pa.Table], task: str, options: Mapping[str, Any
         predictions = {"": _stacked(tables, "probabilities" if family == "classes" else "prediction")}
     rows = float(np.mean([table["train_rows"][0].as_py() for table in tables.values()]))
     patients = _array(first, "patient")
-    return Sample(family, ids, patients, truth, predictions, measures, rows, tuple(tables), note)
+    cost = {
+        name: float(np.mean([table[name][0].as_py() for table in tables.values()]))
+        for name in COSTS
+        if name in first.column_names
+    }
+    return Sample(family, ids, patients, truth, predictions, measures, rows, tuple(tables), note, cost)
 
 
 def _of_retrieval(

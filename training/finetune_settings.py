@@ -15,6 +15,8 @@ from voxelfm_hf.volumes.errors import RecipeError
 Score = Callable[[np.ndarray, np.ndarray], float]
 
 ATTENTION_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj")
+# Beside them last_1, last_2, ...
+MODES = ("frozen", "lora", "full")
 _LAST = re.compile(r"last_([1-9]\d*)")
 
 
@@ -94,7 +96,7 @@ def blocks_of_mode(mode: str, num_layers: int) -> int | None:
     Raises:
         RecipeError: a mode that does not exist, or more blocks than the backbone has.
     """
-    if mode in ("frozen", "lora", "full"):
+    if mode in MODES:
         return {"frozen": 0, "lora": None, "full": num_layers + 1}[mode]
     last = _LAST.fullmatch(mode)
     if last is None:
