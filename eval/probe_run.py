@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import platform
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from voxelfm_hf.eval.labels import LabelTable
+from voxelfm_hf.eval.probe_card import ProbeFacts, write_probe_card
+from voxelfm_hf.eval.probe_plots import save_probe_plots
 from voxelfm_hf.eval.tasks import load_task
 from voxelfm_hf.eval.tasks.data import TaskData
 from voxelfm_hf.files import written_folder
@@ -41,14 +46,18 @@ def fit_and_evaluate(
     """
     module = load_task(task)
     data = module.read(store, labels, **read)
+    started = time.perf_counter()
     probe = module.fit(data, **(fit or {}))
     test = data.rows("test")
     predictions = module.predict(probe, data, test)
+    seconds = time.perf_counter() - started
     options = dict(evaluate or {})
     if probe is not None and task == "classification" and probe.config.threshold is not None:
         options.setdefault("thresholds", probe.config.threshold)
     reports = module.evaluate(predictions, data, test, **options)
     if probe is not None:
+        machine = f"{os.cpu_count()} cores of {platform.machine()}"
+        probe.config.fit = {**(probe.config.fit or {}), "seconds": round(seconds, 1), "machine": machine}
         probe.config.metrics = {
             f"{target}/{name}": estimate
             for target, report in reports.items()
@@ -58,9 +67,17 @@ def fit_and_evaluate(
 
 
 def save_probe(
-    folder: str | Path, probe: VoxelFMProbe, reports: Mapping[str, dict], data: TaskData, predictions: Any
+    folder: str | Path,
+    probe: VoxelFMProbe,
+    reports: Mapping[str, dict],
+    data: TaskData,
+    predictions: Any,
+    *,
+    facts: ProbeFacts | None = None,
 ) -> None:
-    """Writes config.json, model.safetensors, results.json and, where a scan has a row of numbers, predictions.csv.
+    """Writes a probe that is ready to share: weights, config.json, the card with its figures, results.json.
+
+    Where a scan has a row of numbers there is a predictions.csv too, which stays private: it names the scans.
 
     Args:
         folder: New or empty.
@@ -68,9 +85,13 @@ def save_probe(
         reports: From the task's `evaluate`.
         data: The task data.
         predictions: Of the test rows.
+        facts: What the card should say of data, licence and command.
     """
     with written_folder(folder) as temporary:
         probe.save_pretrained(temporary)
+        pictures = save_probe_plots(temporary, probe, data, predictions)
+        card = write_probe_card(probe, reports, data, pictures=pictures, facts=facts)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
         (temporary / "results.json").write_text(json.dumps(_plain(dict(reports)), indent=1))
         if isinstance(predictions, np.ndarray):
             flat = predictions.reshape(len(predictions), -1)

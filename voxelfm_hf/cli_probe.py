@@ -1,6 +1,8 @@
 """`voxelfm probe` and `predict`: from features and labels to a probe, and from a scan to its answer."""
 
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,14 +53,26 @@ def probe(
     masks: Annotated[str | None, typer.Option(help="Segmentation: column with the path of the label map.")] = None,
     id_column: Annotated[str | None, typer.Option(help="Column that names the scan as the store does.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the splits (where none are given) and of the fit.")] = 0,
+    about: Annotated[
+        str, typer.Option(help="For the card: what scans and labels are, where they come from.", rich_help_panel="Card")
+    ] = "",
+    dataset: Annotated[
+        str, typer.Option(help="For the card: name of the data set, or its Hub id.", rich_help_panel="Card")
+    ] = "",
+    license: Annotated[
+        str | None,
+        typer.Option(help="For the card: licence of the probe, as the Hub calls it.", rich_help_panel="Card"),
+    ] = None,
 ) -> None:
     """Fits a probe on frozen features, calibrates it on validation scans, scores it once on test scans.
 
-    Splits come from a column `split` (train, val, test) or are drawn by patient where a patient column exists.
+    Splits come from a column `split` (train, val, test) or are drawn by patient where a patient column exists. The
+    folder is ready to share: weights, a card with scores, intervals and figures, results.json.
 
     Example: voxelfm probe features labels.csv --task classification --target malignant --out probe
     """
     from voxelfm_hf.eval.labels import read_labels
+    from voxelfm_hf.eval.probe_card import ProbeFacts
     from voxelfm_hf.eval.probe_run import fit_and_evaluate, save_probe
     from voxelfm_hf.eval.tasks import task_names
     from voxelfm_hf.store import FeatureStore
@@ -91,8 +105,23 @@ def probe(
     if fitted is None:
         console.print("retrieval has nothing to fit: no probe was written", highlight=False)
         return
-    save_probe(out, fitted, reports, data, predictions)
+    facts = ProbeFacts(
+        about=about,
+        dataset=dataset,
+        dataset_id=dataset if dataset.count("/") == 1 else None,
+        license=license,
+        command=_typed("probe"),
+    )
+    save_probe(out, fitted, reports, data, predictions, facts=facts)
     console.print(f"{plain(out)}: voxelfm predict SCAN --probe {plain(out)}", highlight=False, soft_wrap=True)
+
+
+def _typed(command: str) -> str:
+    """The command as it was typed, without the folders of this machine; empty when it was not typed."""
+    if command not in sys.argv:
+        return ""
+    words = sys.argv[sys.argv.index(command) :]
+    return shlex.join(["voxelfm", *(Path(word).name if word.startswith(("/", ".", "~")) else word for word in words)])
 
 
 def _estimate(estimate: dict[str, Any]) -> str:

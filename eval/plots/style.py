@@ -41,6 +41,8 @@ METRIC_NAMES = {
     "error_normalised": "mean error (share of the field of view)",
     "mean_position_error_mm": "mean error of a constant answer (mm)",
 }
+# Of one class of a label map: dice_NAME, hd95_NAME, nsd_NAME.
+STRUCTURE_METRICS = {"dice": "Dice", "hd95": "HD95 (mm)", "nsd": "surface Dice"}
 CHANCE = {"auroc": 0.5, "macro_auroc": 0.5, "c_index": 0.5, "r2": 0.0, "spearman": 0.0}
 
 
@@ -63,16 +65,16 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
 
 def metric_name(name: str) -> str:
     """A metric as a reader calls it."""
-    if name.startswith("dice_"):
-        part = name.removeprefix("dice_")
-        return f"{part} Dice" if part in ("macro", "mean", "micro") else f"Dice of {part}"
+    family, _, part = name.partition("_")
+    if family in STRUCTURE_METRICS and part:
+        words = part.replace("_", "-")
+        called = STRUCTURE_METRICS[family]
+        return f"{words} {called}" if part in ("macro", "voxel_weighted") else f"{called} of {part}"
     if name.startswith("auroc_at_"):
         return f"AUROC at time {name.removeprefix('auroc_at_')}"
     if name.startswith("recall_at_"):
         return f"Recall@{name.removeprefix('recall_at_')}"
-    if name.startswith("recall@"):
-        return name.capitalize()
-    return METRIC_NAMES.get(name, name.replace("_", " "))
+    return METRIC_NAMES.get(name, STRUCTURE_METRICS.get(name) or name.replace("_", " "))
 
 
 def plain(text: object) -> str:

@@ -1,10 +1,10 @@
 """The data set card: README.md with the YAML header of the Hub, every number from description.json."""
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from voxelfm_hf.cards import NO_LICENSE, TAGS, render_card
 from voxelfm_hf.data.measure import CONTRAST_NOTE, REGION_NOTE, TISSUES_HU
 from voxelfm_hf.files import written_file
 
@@ -40,22 +40,19 @@ def write_card(
         files = [{"split": "train", "path": "data/*.parquet"}]
         configs["configs"] = [{"config_name": "default", "data_files": files}]
     header = DatasetCardData(
-        license=license or "unknown",
+        license=license or NO_LICENSE,
         task_categories=["image-feature-extraction"],
-        tags=["medical", "computed-tomography", "radiology", "3d", "voxelfm"],
+        tags=[*TAGS, "voxelfm"],
         size_categories=[next((name for limit, name in _SIZES if description["scans"] < limit), "n>1M")],
         pretty_name=description["name"],
         **configs,
     )
-    template = resources.files("voxelfm_hf.model_cards").joinpath("dataset.md").read_text(encoding="utf-8")
-    card = DatasetCard.from_template(
-        header,
-        template_str=template,
-        description=description,
-        own_text=f"{_MARKS[0]}\n{own_text}{_MARKS[1]}",
-        geometry=_geometry(description),
-        tissues=_tissues(description),
-        counts={
+    values = {
+        "description": description,
+        "own_text": f"{_MARKS[0]}\n{own_text}{_MARKS[1]}",
+        "geometry": _geometry(description),
+        "tissues": _tissues(description),
+        "counts": {
             title: description[key]
             for key, title in (
                 ("source", "Source"),
@@ -67,12 +64,13 @@ def write_card(
             )
             if description.get(key)
         },
-        pictures=[path.relative_to(folder).as_posix() for path in pictures],
-        region_note=REGION_NOTE,
-        contrast_note=CONTRAST_NOTE,
-    )
+        "pictures": [path.relative_to(folder).as_posix() for path in pictures],
+        "region_note": REGION_NOTE,
+        "contrast_note": CONTRAST_NOTE,
+    }
+    card = render_card("dataset", header, values, optional=("tissues", "counts", "pictures"), of_data=True)
     with written_file(card_file) as temporary:
-        temporary.write_text(str(card), encoding="utf-8")
+        temporary.write_text(card, encoding="utf-8")
     return card_file
 
 
