@@ -86,8 +86,10 @@ def fit_columns(
         known, held = train, validation
         if data.maps is None:
             known, held = train[_labelled(column[train])], validation[_labelled(column[validation])]
-        if len(known) < 2:
-            raise LabelError(f"{title} has {len(known)} labelled training scans: a probe needs at least two")
+        parts = _parts(column[known], data.task) if data.maps is None else [known[:, None]]
+        reasons = [reason for reason in (why_unfit(part, data.task) for part in parts) if reason]
+        if reasons:
+            raise LabelError(f"{title}: {reasons[0]}")
         jobs.append(ProbeJob(title, column, known, held, seed, data.annotated))
     fits = fit_probes(features, jobs, single, settings=settings, device=device)
     probe = make_probe(whole, fits, features)
@@ -126,6 +128,25 @@ def check_features(probe: VoxelFMProbe, data: TaskData) -> None:
         probe.check_features(data.run.get("weight_hash"))
     except ValueError as error:
         raise ModelError(str(error)) from None
+
+
+def why_unfit(targets: np.ndarray, task: str) -> str:
+    """Why no probe can be fitted on the labelled training targets (n, k) of one output; empty if one can."""
+    if len(targets) < 2:
+        return f"{len(targets)} labelled training scans: a probe needs at least two"
+    if task == "classification" and len(np.unique(targets)) < 2:
+        return f"all {len(targets)} training labels are {targets[0, 0]:g}: a classifier needs both classes"
+    if task == "survival" and not (targets[:, 1] == 1).any():
+        return f"no event among {len(targets)} training scans"
+    return ""
+
+
+def _parts(targets: np.ndarray, task: str) -> list[np.ndarray]:
+    """The labelled targets of each finding; those of other tasks as they are."""
+    if task != "classification":
+        return [targets]
+    columns = np.hsplit(targets, targets.shape[1])
+    return [column[np.isfinite(column[:, 0])] for column in columns]
 
 
 def _labelled(column: np.ndarray) -> np.ndarray:

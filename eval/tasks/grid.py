@@ -7,7 +7,7 @@ import numpy as np
 
 from voxelfm_hf.eval.splits import training_subset
 from voxelfm_hf.eval.tasks.data import TaskData
-from voxelfm_hf.eval.tasks.fitting import probe_config
+from voxelfm_hf.eval.tasks.fitting import probe_config, why_unfit
 from voxelfm_hf.training.calibration import choose_threshold, fit_temperature
 from voxelfm_hf.training.probe import fit_probes, probe_logits
 from voxelfm_hf.training.probe_data import ProbeJob
@@ -79,7 +79,7 @@ def fit_grid(
                 column = data.targets[:, number * width : (number + 1) * width]
                 labelled = np.isfinite(column).all(axis=1)
                 rows = subset[labelled[subset]]
-                note = _why_unfit(column[rows], data.task)
+                note = why_unfit(column[rows], data.task)
                 if not note:
                     held = validation[labelled[validation]]
                     jobs.append(ProbeJob(f"{name}/{fraction:g}/{seed}", column, rows, held, seed))
@@ -107,16 +107,6 @@ def fit_grid(
             values = values * np.array(fit.target_scale) + np.array(fit.target_mean)
         grid.append(GridFit(name, fraction, seed, len(rows), tested, values, threshold))
     return grid
-
-
-def _why_unfit(targets: np.ndarray, task: str) -> str:
-    if len(targets) < 2:
-        return f"{len(targets)} labelled training scans: a probe needs at least two"
-    if task == "classification" and len(np.unique(targets)) < 2:
-        return f"all {len(targets)} training labels are {targets[0, 0]:g}: a classifier needs both classes"
-    if task == "survival" and not (targets[:, 1] == 1).any():
-        return f"no event among {len(targets)} training scans"
-    return ""
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:

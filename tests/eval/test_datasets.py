@@ -2,7 +2,9 @@
 
 import csv
 import gzip
+import inspect
 import os
+from importlib import resources
 from pathlib import Path
 
 import nibabel as nib
@@ -11,6 +13,7 @@ import pytest
 import SimpleITK
 
 from voxelfm_hf.data.write_scan import write_dicom_series, write_nifti
+from voxelfm_hf.eval.benchmark_recipe import read_recipe
 from voxelfm_hf.eval.datasets import About, BenchmarkData, dataset_names, load_dataset
 from voxelfm_hf.eval.datasets.geometry import mask_centre, mask_centroids
 from voxelfm_hf.eval.datasets.tables import age_years, held_out
@@ -360,8 +363,8 @@ def test_osic(tmp_path):
     assert data.labels.column("fvc_slope")[0] == pytest.approx(-5) and data.labels.column("fvc_slope")[1] is None
 
 
-def test_nsclc_radiomics(tmp_path):
-    nsclc = load_dataset("nsclc_radiomics")
+def nsclc_folder(folder):
+    """Three patients in the table, two with scans, and segmentations beside them."""
     rows = [
         {
             "PatientID": f"LUNG1-00{i}",
@@ -375,13 +378,17 @@ def test_nsclc_radiomics(tmp_path):
         }
         for i, (age, stage) in enumerate([("78.7", "IIIb"), ("NA", "I"), ("50", "II")], start=1)
     ]
-    write_csv(tmp_path / nsclc.TABLE, rows)
+    write_csv(folder / load_dataset("nsclc_radiomics").TABLE, rows)
     for i in (1, 2):
-        study = tmp_path / "NSCLC-Radiomics" / f"LUNG1-00{i}" / "study"
+        study = folder / "NSCLC-Radiomics" / f"LUNG1-00{i}" / "study"
         write_dicom_series(volume(), study / "0.000000-NA-82046", seed=i)
         (study / "3.000000-Segmentation").mkdir()
         (study / "3.000000-Segmentation" / "1-1.dcm").write_bytes(b"another object")
-    data = nsclc.read(tmp_path)
+
+
+def test_nsclc_radiomics(tmp_path):
+    nsclc_folder(tmp_path)
+    data = load_dataset("nsclc_radiomics").read(tmp_path)
     check(data)
     assert data.labels.column("stage") == [4, 1] and data.labels.column("age") == [78.7, None]
     np.testing.assert_array_equal(survival_target(data.labels), [[100, 1], [200, 0]])
@@ -597,3 +604,50 @@ def test_mediastinal_nodes(tmp_path):
     found = read_mask(tmp_path / data.labels.column("label_file")[0], num_classes=2)
     np.testing.assert_allclose(found.affine, read.affine, atol=1e-4)
     np.testing.assert_array_equal(found.hu, mask)
+
+
+# Recipes --------------------------------------------------------------------------------------------------------------
+
+
+def packaged_recipes():
+    folder = resources.files("voxelfm_hf.eval").joinpath("recipes")
+    # Report generation has recipes of another shape.
+    return sorted(
+        path.name.removesuffix(".yaml")
+        for path in folder.iterdir()
+        if path.name.endswith(".yaml") and "\nreports:" not in path.read_text(encoding="utf-8")
+    )
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("name", packaged_recipes())
+def test_packaged_recipes_fit_their_data_sets(name, quick):
+    recipe = read_recipe(name, quick=quick)
+    module = load_dataset(recipe.data)
+    assert set(recipe.data_options) <= set(inspect.signature(module.read).parameters) - {"folder"}
+    assert recipe.title and recipe.tasks
+
+
+def test_every_data_set_has_a_recipe():
+    # The phantoms are made, not published.
+    assert {read_recipe(name).data for name in packaged_recipes()} >= set(dataset_names()) - {"phantoms"}
+
+
+@pytest.mark.parametrize("name", ["ct_rate", "nsclc_radiomics", "totalsegmentator"])
+def test_targets_of_recipes_are_columns(name, tmp_path):
+    """Of those whose small folder is made here: every column that the recipe names exists."""
+    module, recipe = load_dataset(name), read_recipe(name)
+    if name == "ct_rate":
+        ct_rate_folder(tmp_path)
+        data = module.read(tmp_path)
+    elif name == "totalsegmentator":
+        total_folder(tmp_path)
+        data = module.read(tmp_path, structures=("liver",), workers=0)
+    else:
+        nsclc_folder(tmp_path)
+        data = module.read(tmp_path)
+    for task in recipe.tasks:
+        columns = [*task.targets, *task.read.get("alike", {})]
+        columns += ["time", "event"] if task.task == "survival" else []
+        columns += ["label_file"] if task.task == "segmentation" else []
+        assert columns and all(column in data.labels.columns for column in columns)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from voxelfm_hf.eval.labels import read_labels
+from voxelfm_hf.eval.labels import LabelTable, read_labels
 from voxelfm_hf.eval.probe_run import fit_and_evaluate, save_probe
 from voxelfm_hf.eval.tasks import load_task, task_names
 from voxelfm_hf.eval.tasks.classification import NEIGHBOURS, nearest_neighbours
@@ -349,3 +349,56 @@ def test_missing_scans_are_left_out_only_when_allowed(store, labels):
         task.read(store, extra, targets=["size"])
     data = task.read(store, extra, targets=["size"], allow_missing=True)
     assert len(data.ids) == 120 and "1 labelled scans without features" in data.notes[0]
+
+
+def test_training_labels_of_one_class_are_refused(store, labels, made):
+    """A column with both classes is of no use when all training scans have the same one."""
+    rows = list(csv.DictReader((made / "labels.csv").open()))
+    for task, read, change in (
+        ("classification", {"targets": ["sick"]}, {"sick": 0}),
+        ("classification", {"targets": ["luck", "sick"], "head": "pooler"}, {"sick": 0}),
+        ("classification", {"targets": ["grade"], "exclusive": True}, {"grade": "low"}),
+        ("survival", {}, {"event": 0}),
+    ):
+        changed = [{**row, **change} if row["split"] == "train" else row for row in rows]
+        columns = {name: [row[name] for row in changed] for name in rows[0]}
+        table = LabelTable("labels.csv", columns["file"], columns)
+        with pytest.raises(LabelError, match="labels are [01]: a classifier needs both|no training row has an"):
+            fit_and_evaluate(store, table, task=task, read=read, evaluate=QUICK)
+
+
+def test_one_labelled_training_scan_is_too_few(store, labels):
+    kept = [row for row, split in enumerate(labels.column("split")) if split != "train"]
+    few = labels.take([*kept, labels.column("split").index("train")])
+    with pytest.raises(LabelError, match="1 labelled training scans: a probe needs at least two"):
+        fit_and_evaluate(store, few, task="regression", read={"targets": ["size"]}, evaluate=QUICK)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "sentence"),
+    [
+        ("size", "large", "column size holds large, which is no number"),
+        ("size", "inf", "column size is infinite in 1 rows"),
+        ("time", "-1", "column time is negative in 1 rows"),
+        ("event", "2", "column event holds 2: use 1 for an event, 0 for censored"),
+        ("sick", "maybe", "column sick holds maybe, which is neither 0 nor 1"),
+        ("split", "holdout", "column split holds holdout: use train, val and test"),
+        ("patient_id", "59", r"1 patients or studies are in two splits"),
+        ("file", "1.nii.gz", r"1 ids more than once \(1.nii.gz\): keep one row an id"),
+    ],
+)
+def test_bad_labels_stop_a_probe_with_one_sentence(store, made, tmp_path, column, value, sentence):
+    rows = list(csv.DictReader((made / "labels.csv").open()))
+    rows[0][column] = value
+    with open(tmp_path / "labels.csv", "w", newline="") as file:
+        out = csv.DictWriter(file, rows[0])
+        out.writeheader()
+        out.writerows(rows)
+    read = {
+        "size": ("regression", {"targets": ["size"]}),
+        "time": ("survival", {}),
+        "event": ("survival", {}),
+    }.get(column, ("classification", {"targets": ["sick"]}))
+    with pytest.raises(LabelError, match=sentence) as error:
+        fit_and_evaluate(store, read_labels(tmp_path / "labels.csv"), task=read[0], read=read[1], evaluate=QUICK)
+    assert "\n" not in str(error.value)
