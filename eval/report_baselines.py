@@ -30,7 +30,8 @@ ORGAN_OF = {
 }
 # Where the name of a finding is not how a report says it.
 SAID_AS = {"Medical material": "Pacemaker or catheter"}
-POOLER = ProbeSettings(epochs=60, batch_size=16, evaluate_every=1, patience=10)
+POOLER = ProbeSettings(epochs=25, batch_size=16, evaluate_every=1, patience=6)
+POOLER_WIDTH = 64
 
 
 def template_report(findings: Iterable[str]) -> str:
@@ -100,7 +101,7 @@ def probe_reports(
     columns = {name: labels[:, i].tolist() for name, i in zip(names, learnable, strict=True)}
     table = LabelTable("reports", list(ids), {**columns, "split": list(splits), "patient_id": list(patients)})
     data = classification.read(store, table, targets=names, head="pooler")
-    probe = classification.fit(data, settings=settings, seed=seed)
+    probe = classification.fit(data, settings=settings, head_hidden_size=POOLER_WIDTH, seed=seed)
     chances = classification.predict(probe, data, data.rows("test"))
     positive = chances >= np.array(probe.config.threshold)
     written = [template_report([name for name, said in zip(names, row, strict=True) if said]) for row in positive]

