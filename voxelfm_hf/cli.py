@@ -12,9 +12,11 @@ import typer
 # Importing registers the commands, in the order of --help.
 from voxelfm_hf import cli_scans  # noqa: F401  # isort: skip
 from voxelfm_hf import cli_probe  # noqa: F401  # isort: skip
+from voxelfm_hf import cli_search  # noqa: F401  # isort: skip
 from voxelfm_hf import cli_report  # noqa: F401  # isort: skip
 from voxelfm_hf import cli_data  # noqa: F401  # isort: skip
 from voxelfm_hf import cli_benchmark  # noqa: F401  # isort: skip
+from voxelfm_hf import cli_confounds  # noqa: F401  # isort: skip
 from voxelfm_hf import cli_release  # noqa: F401  # isort: skip
 from voxelfm_hf import cli_space  # noqa: F401  # isort: skip
 from voxelfm_hf.cli_app import EXIT_BAD_INPUT, app, console, errors, plain, quiet_libraries
