@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from voxelfm_hf.volumes.errors import LabelError
+
 STRENGTHS = tuple(10.0**power for power in range(-4, 2))
 INNER_FOLDS = 3
 
@@ -33,11 +35,21 @@ def out_of_fold(
 
     Returns:
         (seeds, n, K) probabilities.
+
+    Raises:
+        LabelError: fewer than two classes, or a class in fewer patients than folds.
     """
     from sklearn.model_selection import StratifiedGroupKFold
     from threadpoolctl import threadpool_limits
 
     labels, patients = np.asarray(labels), np.asarray(patients)
+    present = np.unique(labels)
+    rarest = min(len(np.unique(patients[labels == label])) for label in present)
+    if rarest < folds or len(present) < 2:
+        raise LabelError(
+            f"{len(present)} classes, the rarest in {rarest} patients: a cross-validation of {folds} folds needs two "
+            "classes or more and every class in as many patients as folds"
+        )
     found = np.zeros((len(features), len(labels), labels.max() + 1))
     # The fits are tiny: threads would only wait for each other.
     with threadpool_limits(1):

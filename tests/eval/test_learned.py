@@ -108,6 +108,16 @@ def test_probabilities_come_from_held_out_rows_for_every_row_and_seed():
     np.testing.assert_array_equal(found[:1], out_of_fold([features], labels, patients))
 
 
+def test_fewer_patients_than_folds_are_refused():
+    labels, patients = np.array([0] * 30 + [1] * 12), np.r_[np.arange(30), np.arange(30, 34).repeat(3)]
+    features = np.random.default_rng(0).normal(size=(42, 3))
+    with pytest.raises(LabelError, match="the rarest in 4 patients: a cross-validation of 5 folds needs"):
+        out_of_fold([features], labels, patients)
+    with pytest.raises(LabelError, match="1 classes, the rarest in 34 patients"):
+        out_of_fold([features], np.zeros(42, int), patients)
+    assert out_of_fold([features], labels, patients, folds=4).shape == (1, 42, 2)
+
+
 def test_covariates_decide_where_features_are_noise():
     rng = np.random.default_rng(3)
     labels, patients = np.arange(80) % 2, np.arange(80)
