@@ -9,7 +9,7 @@ PROBE_AUTO_MAP = {
 }
 
 HEADS_OF_TASK = {
-    "classification": ("linear", "mlp", "pooler"),
+    "classification": ("linear", "mlp", "pooler", "knn"),
     "regression": ("linear", "mlp", "pooler"),
     "survival": ("linear", "mlp", "pooler"),
     "localization": ("position",),
@@ -28,7 +28,7 @@ class VoxelFMProbeConfig(PreTrainedConfig):
     Args:
         task (`str`, defaults to `"classification"`): classification, regression, survival, localization or
             segmentation.
-        head (`str`, defaults to `"linear"`): linear or mlp (on CLS), pooler, position, subpatch or decoder (on
+        head (`str`, defaults to `"linear"`): linear, mlp or knn (on CLS), pooler, position, subpatch or decoder (on
             patches).
         feature_size (`int`, defaults to 864): Width C of the features.
         head_hidden_size (`int`, *optional*): Hidden width; by default 1024 (mlp), 256 (pooler), 128 (position), 64
@@ -40,6 +40,8 @@ class VoxelFMProbeConfig(PreTrainedConfig):
         num_attention_heads (`int`, defaults to 4): Attention heads of pooler and position regressor.
         num_points (`int`, defaults to 1): Points of a localization; a box is two.
         position_grid (`str`, defaults to `"centres"`): Patch positions (i + 0.5) / n, or `"corners"`: i / (n - 1).
+        num_stored (`int`, defaults to 0): Training scans that a knn head holds.
+        num_neighbours (`list[int]`, *optional*): How many of them it asks about each label or class.
         max_positions (`int`, *optional*): Patches that a localization attends to; larger grids are averaged down.
         decoder_stages (`int`, defaults to 3): Stages of the voxel decoder.
         voxels_per_patch (`int`, defaults to 4): Resolution of the decoded map along each edge of a patch.
@@ -71,6 +73,8 @@ class VoxelFMProbeConfig(PreTrainedConfig):
     num_attention_heads: int = 4
     num_points: int = 1
     position_grid: str = "centres"
+    num_stored: int = 0
+    num_neighbours: list[int] | None = None
     max_positions: int | None = None
     decoder_stages: int = 3
     voxels_per_patch: int = 4

@@ -10,7 +10,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_voxelfm_probe import VoxelFMProbeConfig
-from .probe_heads_voxelfm import HEADS, ProbeAttentionPooler, ProbeMLP
+from .probe_heads_voxelfm import HEADS, ProbeAttentionPooler, ProbeMLP, ProbeNeighbours
 from .probe_losses_voxelfm import binary_loss, class_loss, cox_loss, point_loss, squared_loss
 
 
@@ -89,6 +89,9 @@ class VoxelFMProbe(PreTrainedModel):
             init.zeros_(module.in_proj_bias)
         elif isinstance(module, ProbeAttentionPooler):
             init.normal_(module.query)
+        elif isinstance(module, ProbeNeighbours):
+            init.zeros_(module.directions)
+            init.zeros_(module.labels)
         elif isinstance(module, ProbeMLP):
             bound = 1 / math.sqrt(module.weight.shape[-1])
             init.uniform_(module.weight, -bound, bound)

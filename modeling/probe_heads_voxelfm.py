@@ -35,6 +35,36 @@ class ProbeMLP(nn.Module):
         return (torch.einsum("bmh,moh->bmo", hidden, self.weight) + self.bias).flatten(1)
 
 
+class ProbeNeighbours(nn.Module):
+    """CLS (B, C) -> L logits, from the labels of the most similar training scans by cosine.
+
+    Of k neighbours that know a label and n that have it, (n + 1 / 2) / (k + 1) is the chance of a label, and
+    (n + 1 / L) / (k + 1) that of one of L exclusive classes.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        # A parameter, as a model without any has no dtype; nothing is learned here.
+        self.directions = nn.Parameter(torch.zeros(config.num_stored, config.feature_size), requires_grad=False)
+        # NaN where a label is unknown; exclusive classes have a column each.
+        self.register_buffer("labels", torch.zeros(config.num_stored, config.num_outputs))
+
+    def forward(self, cls: torch.Tensor) -> torch.Tensor:
+        similarity = nn.functional.normalize(cls, dim=1) @ self.directions.T
+        order = similarity.argsort(dim=1, descending=True, stable=True)
+        exclusive = self.config.is_single_label
+        prior = 1 / self.labels.shape[1] if exclusive else 0.5
+        chances = []
+        for column, neighbours in zip(self.labels.T, self.config.num_neighbours, strict=True):
+            found = column[order]
+            known = ~found.isnan()
+            asked = known & (known.cumsum(1) <= neighbours)
+            chances.append(((found.nan_to_num() * asked).sum(1) + prior) / (asked.sum(1) + 1))
+        share = torch.stack(chances, dim=1)
+        return share.log() if exclusive else share.logit()
+
+
 class ProbeAttentionPooler(nn.Module):
     """One learned query attends to the patches (B, d, h, w, C) -> L logits."""
 
@@ -196,6 +226,7 @@ def pooled_grid(patches: torch.Tensor, limit: int | None) -> torch.Tensor:
 HEADS = {
     "linear": ProbeLinear,
     "mlp": ProbeMLP,
+    "knn": ProbeNeighbours,
     "pooler": ProbeAttentionPooler,
     "position": ProbePositionRegressor,
     "decoder": ProbeVoxelDecoder,

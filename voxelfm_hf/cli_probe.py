@@ -41,7 +41,10 @@ def probe(
     target: Annotated[
         list[str] | None, typer.Option(help="Label column, may be repeated; localization: x, y and z of each point.")
     ] = None,
-    head: Annotated[str | None, typer.Option(help="linear, mlp or pooler (over patches).")] = None,
+    head: Annotated[
+        str | None,
+        typer.Option(help="linear, mlp, pooler (over patches), knn (classification); segmentation: subpatch, decoder."),
+    ] = None,
     exclusive: Annotated[
         bool, typer.Option("--exclusive", help="Classification: one column of class names, exactly one holds.")
     ] = False,
@@ -51,6 +54,9 @@ def probe(
         list[str] | None, typer.Option(help="Segmentation: names of the map's values, the background first.")
     ] = None,
     masks: Annotated[str | None, typer.Option(help="Segmentation: column with the path of the label map.")] = None,
+    mask_folder: Annotated[
+        Path | None, typer.Option(help="Segmentation: where relative paths of maps start; by default at the labels.")
+    ] = None,
     id_column: Annotated[str | None, typer.Option(help="Column that names the scan as the store does.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the splits (where none are given) and of the fit.")] = 0,
     about: Annotated[
@@ -75,10 +81,13 @@ def probe(
     from voxelfm_hf.eval.probe_card import ProbeFacts
     from voxelfm_hf.eval.probe_run import fit_and_evaluate, save_probe
     from voxelfm_hf.eval.tasks import task_names
+    from voxelfm_hf.modeling.configuration_voxelfm_probe import HEADS_OF_TASK
     from voxelfm_hf.store import FeatureStore
 
     if task not in task_names():
         raise typer.BadParameter(f"--task is one of {', '.join(task_names())}, got {task}")
+    if head and head not in HEADS_OF_TASK.get(task, ()):
+        raise typer.BadParameter(f"--head of {task} is one of {', '.join(HEADS_OF_TASK.get(task, ()))}, got {head}")
     if task in COLUMN_TASKS and not target:
         raise typer.BadParameter(f"--task {task} needs --target")
     if task == "segmentation" and not classes:
@@ -92,10 +101,12 @@ def probe(
     if task == "survival":
         read.update(time=time, event=event)
     if task == "segmentation":
-        read.update(classes=classes, masks=masks, folder=labels.parent)
+        read.update(classes=classes, masks=masks, folder=mask_folder or labels.parent)
     if head and task in ("classification", "regression", "survival"):
         read["head"] = head
-    fit = {} if task == "retrieval" else {"seed": seed}
+    fit: dict[str, Any] = {} if task == "retrieval" else {"seed": seed}
+    if head and task in ("localization", "segmentation"):
+        fit["head"] = head
     fitted, reports, data, predictions = fit_and_evaluate(
         FeatureStore(store), read_labels(labels, id_column=id_column), task=task, read=read, fit=fit
     )

@@ -14,7 +14,7 @@ from types import ModuleType
 
 from voxelfm_hf.volumes.errors import RecipeError
 
-HELPERS = ("data", "fitting", "grid")
+HELPERS = ("data", "fitting", "grid", "neighbours")
 
 
 def task_names() -> list[str]:

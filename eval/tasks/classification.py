@@ -12,6 +12,7 @@ from voxelfm_hf.eval.metric_reports import metric_report
 from voxelfm_hf.eval.metrics.binary import auroc
 from voxelfm_hf.eval.tasks.data import TaskData, open_data
 from voxelfm_hf.eval.tasks.fitting import fit_columns, probe_outputs
+from voxelfm_hf.eval.tasks.neighbours import NEIGHBOURS, fit_neighbours
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.store import FeatureStore
 from voxelfm_hf.training.calibration import choose_threshold, fit_temperature
@@ -19,7 +20,6 @@ from voxelfm_hf.training.probe_settings import ProbeSettings
 from voxelfm_hf.volumes.errors import LabelError
 
 PATCH_HEADS = ("pooler",)
-NEIGHBOURS = (1, 3, 5, 10, 20, 50, 100)
 
 
 def read(
@@ -67,14 +67,18 @@ def fit(
 
     Args:
         data: From `read`.
-        head: linear, mlp or pooler; by default the one the data were read for.
+        head: linear, mlp, pooler or knn; by default the one the data were read for.
         head_hidden_size: Hidden width of mlp and pooler.
-        settings: How to fit.
+        settings: How to fit; a knn head has none.
         train: Training rows in place of the whole training split.
         seed: Of the fit.
         device: Where to compute.
     """
     head, exclusive = head or data.options["head"], data.options["exclusive"]
+    if head == "knn":
+        probe = fit_neighbours(data, train=train, seed=seed)
+        calibrate(probe, data, device=device)
+        return probe
     probe, _ = fit_columns(
         data,
         head=head,
