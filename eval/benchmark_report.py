@@ -122,10 +122,9 @@ def results_markdown(run: BenchmarkRun, results: Results) -> str:
     ]
     lines += [f"- {note}" for note in run.notes]
     for task in run.recipe.tasks:
-        rows = [row for row in results.rows if row["task"] == task.title and row["main"]]
-        if rows:
-            lines += ["", *_task_table(run, task.title, rows), *_fraction_table(rows)]
-    lines += ["", *_comparison_table(results.comparisons), *_cost_table(results.rows), *_encoder_table(run)]
+        section = task_section(run, results, task.title)
+        lines += ["", *section] if section else []
+    lines += ["", *comparison_table(results.comparisons), *_cost_table(results.rows), *_encoder_table(run)]
     if run.failures:
         lines += [
             "",
@@ -134,6 +133,12 @@ def results_markdown(run: BenchmarkRun, results: Results) -> str:
             *(f"- {name} {what}: {reason}" for (name, what), reason in run.failures.items()),
         ]
     return "\n".join(lines) + "\n"
+
+
+def task_section(run: BenchmarkRun, results: Results, title: str) -> list[str]:
+    """Heading and tables of one task; nothing when no encoder has a result."""
+    rows = [row for row in results.rows if row["task"] == title and row["main"]]
+    return [*_task_table(run, title, rows), *_fraction_table(rows)] if rows else []
 
 
 def main_table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -156,7 +161,7 @@ def _task_table(run: BenchmarkRun, title: str, rows: list[dict[str, Any]]) -> li
     head = f", {first['head']} head" if first["head"] != "none" else ""
     about = f"## {title}: {NAMES.get(first['metric'], first['metric'])} ({better}){head}, {first['seeds']} seeds"
     header, body = main_table(rows)
-    return [about, "", *_markdown(header, body)]
+    return [about, "", *markdown(header, body)]
 
 
 def _fraction_table(rows: list[dict[str, Any]]) -> list[str]:
@@ -174,11 +179,12 @@ def _fraction_table(rows: list[dict[str, Any]]) -> list[str]:
         header = [f"{target}: labels", *(f"{100 * f:g} % ({counts[f]:.0f})" for f in fractions)]
         encoders = list(dict.fromkeys(row["encoder"] for row in chosen))
         body = [[name, *(_cell(cells.get((name, f))) for f in fractions)] for name in encoders]
-        lines += ["", *_markdown(header, body)]
+        lines += ["", *markdown(header, body)]
     return lines
 
 
-def _comparison_table(comparisons: list[dict[str, Any]]) -> list[str]:
+def comparison_table(comparisons: list[dict[str, Any]]) -> list[str]:
+    """The paired tests as Markdown, with a heading."""
     if not comparisons:
         return []
     first = comparisons[0]["first"]
@@ -195,7 +201,7 @@ def _comparison_table(comparisons: list[dict[str, Any]]) -> list[str]:
         if np.isfinite(row["p_value"])
     ]
     header = ["task", f"{first} minus", "difference", "p", f"p (Holm, {len(body)} tests)", "test"]
-    return [f"## {first} against the others", "", *_markdown(header, body)]
+    return [f"## {first} against the others", "", *markdown(header, body)]
 
 
 def _encoder_table(run: BenchmarkRun) -> list[str]:
@@ -203,7 +209,7 @@ def _encoder_table(run: BenchmarkRun) -> list[str]:
         [row["encoder"], row["preprocessing"], f"{row['seconds_embedding']:g}", f"{row['seconds_fitting']:g}"]
         for row in encoder_rows(run)
     ]
-    return ["", "## Encoders", "", *_markdown(["encoder", "what it sees", "s embedding", "s fitting"], body)]
+    return ["", "## Encoders", "", *markdown(["encoder", "what it sees", "s embedding", "s fitting"], body)]
 
 
 def _cost_table(rows: list[dict[str, Any]]) -> list[str]:
@@ -227,10 +233,11 @@ def _cost_table(rows: list[dict[str, Any]]) -> list[str]:
         ]
         for (task, encoder), row in costs.items()
     ]
-    return ["", "## Cost of fine-tuning", "", *_markdown(header, body)]
+    return ["", "## Cost of fine-tuning", "", *markdown(header, body)]
 
 
-def _markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+def markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table."""
     return [
         "| " + " | ".join(header) + " |",
         "|" + "---|" * len(header),

@@ -21,7 +21,9 @@ def written_file(path: str | Path) -> Iterator[Path]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+        # Writers go by the ending, which for .nii.gz are two.
+        suffix = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=suffix, dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         yield temporary
