@@ -231,8 +231,8 @@ def _make(
         return probe_reports(data.store, data.ids, data.texts, data.splits.tolist(), data.patients, seed=training.seed)[
             0
         ]
-    tokens = "cls" if row == "cls_only" else training.model.feature_tokens
-    read = store_tokens(data.store, tokens, positions=training.model.position_features)
+    kind = "cls" if row == "cls_only" else training.model.feature_tokens
+    read = store_tokens(data.store, kind, positions=training.model.position_features)
     shown = [data.ids[i] for i in test]
     if row == "retrieval":
         texts = [data.texts[i] for i in train]

@@ -5,6 +5,7 @@ Findings are labelled in both texts by the rules of `labeller`: these F1 do not 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -99,7 +100,8 @@ def score_reports(
         (target, metric) -> estimate. Target macro: f1, hallucinated, missed, bleu, rouge_l, meteor; the findings that
         at least five references state: f1.
     """
-    settings = {"patients": reports.patients, "replicates": replicates, "seed": seed, "method": "percentile"}
+    settings: dict[str, Any] = {"patients": reports.patients, "replicates": replicates, "seed": seed}
+    settings["method"] = "percentile"
     scored = reports.scored
     found: dict[tuple[str, str], Estimate] = {}
     if scored:

@@ -81,7 +81,7 @@ class VoxelFMReportConfig(PreTrainedConfig):
     @property
     def token_size(self) -> int:
         """Width of the tokens of a scan: features, and three coordinates where they are used."""
-        return self.vision_config.hidden_size + 3 * self.position_features
+        return self.vision_config.hidden_size + 3 * self.position_features  # type: ignore[union-attr]
 
     def validate_architecture(self):
         """Raises ValueError where the numbers contradict each other; run after every construction."""

@@ -6,6 +6,7 @@ that; `from_pretrained` takes encoder and language model from where the config s
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -66,7 +67,7 @@ class VoxelFMForReportGeneration(PreTrainedModel, GenerationMixin):
     config: VoxelFMReportConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -75,7 +76,8 @@ class VoxelFMForReportGeneration(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: VoxelFMReportConfig, with_vision_tower: bool = True):
         super().__init__(config)
-        self.vision_tower = VoxelFMModel(config.vision_config) if with_vision_tower else None
+        vision_config: Any = config.vision_config
+        self.vision_tower: Any = VoxelFMModel(vision_config) if with_vision_tower else None
         self.resampler = VoxelFMReportResampler(config)
         self.projector = VoxelFMReportProjector(config)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
@@ -145,21 +147,21 @@ class VoxelFMForReportGeneration(PreTrainedModel, GenerationMixin):
         """
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
         if config is None and pretrained_model_name_or_path is not None:
-            config = cls.config_class.from_pretrained(pretrained_model_name_or_path, **hub)
-        if pretrained_model_name_or_path is None or config.merged:
+            config = VoxelFMReportConfig.from_pretrained(pretrained_model_name_or_path, **hub)
+        if config is None or pretrained_model_name_or_path is None or config.merged:
             kwargs["with_vision_tower"] = with_vision_tower
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
         options = {name: kwargs[name] for name in ("dtype", "attn_implementation") if kwargs.get(name) is not None}
-        speaks = language_model if language_model is not None else config.base_text_model
+        speaks: Any = language_model if language_model is not None else config.base_text_model
         if not isinstance(speaks, nn.Module):
             speaks = load_language_model(speaks, revision=config.base_text_revision, **options)
         _check_language_model(speaks.config, config)
-        sees = vision_model if vision_model is not None else config.base_vision_model
+        sees: Any = vision_model if vision_model is not None else config.base_vision_model
         if with_vision_tower and not isinstance(sees, nn.Module):
             sees = _load_encoder(sees, revision=config.base_vision_revision, **options)
         model = cls.from_parts(config, language_model=speaks, vision_tower=sees if with_vision_tower else None)
         weights = cached_file(pretrained_model_name_or_path, "model.safetensors", **hub)
-        loaded = model.load_state_dict(load_state_dict(weights), strict=False)
+        loaded = model.load_state_dict(load_state_dict(str(weights)), strict=False)
         missing = [name for name in loaded.missing_keys if name.startswith(TRAINED_PARTS)]
         if missing or loaded.unexpected_keys:
             wrong = (missing or loaded.unexpected_keys)[0]
@@ -167,7 +169,7 @@ class VoxelFMForReportGeneration(PreTrainedModel, GenerationMixin):
         if config.has_adapter:
             names = (f"{ADAPTER_FOLDER}/adapter_config.json", f"{ADAPTER_FOLDER}/adapter_model.safetensors")
             files = [cached_file(pretrained_model_name_or_path, name, **hub) for name in names]
-            model.language_model.load_adapter(os.path.dirname(files[0]))
+            model.language_model.load_adapter(os.path.dirname(str(files[0])))
         return model.eval()
 
     def save_pretrained(self, save_directory, merge: bool = False, **kwargs) -> None:  # type: ignore[override]
@@ -225,7 +227,7 @@ class VoxelFMForReportGeneration(PreTrainedModel, GenerationMixin):
         if self.vision_tower is None:
             raise ValueError("the vision encoder is not in memory: load the model with it, or give vision_features")
         volumes = [pixel_values] if isinstance(pixel_values, torch.Tensor) else [v[None] for v in pixel_values]
-        found = []
+        found: list[torch.Tensor] = []
         with torch.no_grad():  # the encoder is frozen
             for batch in volumes:
                 outputs = self.vision_tower(batch.to(self.vision_tower.device))
@@ -258,8 +260,9 @@ class VoxelFMForReportGeneration(PreTrainedModel, GenerationMixin):
         """
         if (pixel_values is None) == (vision_features is None):
             raise ValueError("give either pixel_values or vision_features")
-        if vision_features is None:
+        if pixel_values is not None:
             vision_features, vision_mask = self.encode_scans(pixel_values)
+        assert vision_features is not None
         if vision_features.ndim != 3 or vision_features.shape[-1] != self.config.token_size:
             raise ValueError(
                 f"vision_features must be (scans, tokens, {self.config.token_size}), got {tuple(vision_features.shape)}"
@@ -269,13 +272,13 @@ class VoxelFMForReportGeneration(PreTrainedModel, GenerationMixin):
         vectors, weights = self.resampler(vision_features.to(device), vision_mask, with_attention=output_attentions)
         return BaseModelOutputWithPooling(
             last_hidden_state=vision_features,
-            pooler_output=list(self.projector(vectors)),
+            pooler_output=list(self.projector(vectors)),  # type: ignore[arg-type]
             attentions=None if weights is None else (weights,),
         )
 
     def _embed(self, input_ids: torch.Tensor, images: list[torch.Tensor] | None) -> torch.Tensor:
         """Embeddings (B, L, width) of a prompt, image tokens in their places."""
-        places = input_ids == self.config.image_token_id
+        places = torch.eq(input_ids, -1 if self.config.image_token_id is None else self.config.image_token_id)
         count = int(places.sum())
         given = sum(len(image) for image in images or [])
         if count != given:
@@ -325,7 +328,7 @@ class VoxelFMForReportGeneration(PreTrainedModel, GenerationMixin):
         if encoded is None and (pixel_values is not None or vision_features is not None):
             encoded = self.get_image_features(pixel_values, vision_features, vision_mask)
         images = None if encoded is None else list(encoded.pooler_output)
-        if inputs_embeds is None:
+        if input_ids is not None:
             inputs_embeds = self._embed(input_ids, images)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
@@ -337,9 +340,9 @@ class VoxelFMForReportGeneration(PreTrainedModel, GenerationMixin):
         )
         loss = None
         if labels is not None:
-            labels = labels[:, -outputs.logits.shape[1] :]
-            vocabulary = self.config.text_config.vocab_size
-            loss = self.language_model.loss_function(logits=outputs.logits, labels=labels, vocab_size=vocabulary)
+            kept = labels[:, -outputs.logits.shape[1] :]
+            vocabulary = self.language_model.config.vocab_size
+            loss = self.language_model.loss_function(logits=outputs.logits, labels=kept, vocab_size=vocabulary)
         return VoxelFMReportOutput(
             loss=loss,
             logits=outputs.logits,
@@ -407,7 +410,7 @@ def _load_encoder(name: str | None, *, revision: str | None = None, **kwargs) ->
     if not name:
         raise ValueError("the model does not name its vision encoder: say which one to use")
     try:
-        return VoxelFMModel.from_pretrained(name, revision=revision, **kwargs)
+        return VoxelFMModel.from_pretrained(name, revision=revision or "main", **kwargs)
     except OSError as error:
         raise ValueError(
             f"the vision encoder {name} is neither a folder nor in the cache, and could not be fetched: name the "

@@ -41,9 +41,10 @@ def scan_tokens(
         parts = [None if cls is None else cls.unsqueeze(-2)]
     else:
         parts = [None if cls is None else cls.unsqueeze(-2), patches]
-    if any(part is None for part in parts):
+    given = [part for part in parts if part is not None]
+    if len(given) < len(parts):
         raise ValueError(f"the model reads {feature_tokens} of a scan, and they were not all given")
-    return torch.cat(parts, dim=-2)
+    return torch.cat(given, dim=-2)
 
 
 def _places(patches: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
@@ -60,6 +61,9 @@ class VoxelFMReportResampler(nn.Module):
     standardised by `feature_mean` and `feature_scale` (C,), which are 0 and 1 unless they were set from training scans.
     Coordinates of patches, where they are used, come as sines and cosines beside the features.
     """
+
+    feature_mean: torch.Tensor
+    feature_scale: torch.Tensor
 
     def __init__(self, config):
         super().__init__()

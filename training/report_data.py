@@ -174,7 +174,7 @@ class ReportBatches(torch.utils.data.Dataset):
         step, part = divmod(number, self.accumulation)
         total = self.batch_size * self.accumulation * self.processes
         places = np.arange(step * total, (step + 1) * total)
-        chosen = np.array([self._order(place // len(self.pairs))[place % len(self.pairs)] for place in places])
+        chosen = np.array([self._order(int(place) // len(self.pairs))[place % len(self.pairs)] for place in places])
         lengths = [len(self.encoded[row][0]) for row in chosen]
         chosen = chosen[np.argsort(lengths, kind="stable")]
         start = (part * self.processes + self.rank) * self.batch_size

@@ -190,9 +190,9 @@ def _model(
     settings = recipe.model
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}[recipe.run.mixed_precision]
     try:
-        speaks = load_language_model(
-            settings.language_model, revision=settings.language_model_revision, dtype=dtype
-        ).requires_grad_(False)
+        revision = settings.language_model_revision
+        speaks = load_language_model(settings.language_model, revision=revision, dtype=dtype)
+        speaks.requires_grad_(False)
     except ValueError as error:
         raise ModelError(f"{error}.") from None
     encoder = resolve_model(settings.vision_model, revision=settings.vision_model_revision)

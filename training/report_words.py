@@ -10,6 +10,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,7 +57,8 @@ def learn_words(
     if not len(words):
         logger.warning("no word tells the reports apart: resampler and projector start untrained")
         return math.nan
-    embeddings = network.get_input_embeddings().weight.detach()[words].float()
+    embedded: Any = network.get_input_embeddings().weight
+    embeddings = embedded.detach()[words].float()
     parts = nn.ModuleList([network.resampler, network.projector]).train()
     head = _WordHead(embeddings, targets.mean(0))
     parameters = [*parts.parameters(), *head.parameters()]
@@ -87,7 +89,7 @@ def learn_words(
         if (step + 1) % epoch_steps == 0:
             logger.info("words: epoch %d, loss %.4f", (step + 1) // epoch_steps, np.mean(losses[-epoch_steps:]))
     with torch.no_grad():
-        last = network.projector[-1]
+        last: Any = network.projector[-1]
         factor = embeddings.norm(dim=-1).mean() / vectors.float().norm(dim=-1).mean()
         last.weight.mul_(factor)
         last.bias.mul_(factor)
@@ -116,6 +118,8 @@ def with_noise(tokens: torch.Tensor, scale: torch.Tensor, stage: StageSettings) 
 
 class _WordHead(nn.Module):
     """Image vectors (I, Q, d) -> logits of words (I, V): log-mean-exp over Q of scaled cosines, and a bias a word."""
+
+    words: torch.Tensor
 
     def __init__(self, embeddings: torch.Tensor, frequencies: torch.Tensor):
         super().__init__()

@@ -11,6 +11,7 @@ import torch
 from voxelfm_hf.data.report_reduction import reduce_report
 from voxelfm_hf.features import DTYPES
 from voxelfm_hf.hub import EMBEDDED, load, resolve_model, weight_hash
+from voxelfm_hf.modeling.configuration_voxelfm_report import VoxelFMReportConfig
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMGeometry
 from voxelfm_hf.modeling.modeling_voxelfm_report import VoxelFMForReportGeneration
 from voxelfm_hf.modeling.processing_voxelfm_report import VoxelFMReportProcessor
@@ -68,7 +69,7 @@ class ReportWriter:
         if not (folder / "config.json").is_file():
             raise ModelError(f"{model} has no config.json: it is not a model folder of transformers")
         try:
-            config = VoxelFMForReportGeneration.config_class.from_pretrained(folder)
+            config = VoxelFMReportConfig.from_pretrained(folder)
             if config.model_type != "voxelfm_report" or not hasattr(config, "num_image_tokens"):
                 raise ModelError(f"{model} is no report model: train one with voxelfm_hf.training.report")
             options: dict[str, Any] = {"dtype": _dtype(dtype), "with_vision_tower": with_vision_tower}
