@@ -9,6 +9,7 @@ OUT/failures.csv          what could not be answered, and why
 """
 
 import csv
+import gzip
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +21,7 @@ import numpy as np
 
 from voxelfm_hf.eval.apply_probe import Answer, ProbeReader
 from voxelfm_hf.features import Task, failure_reason
-from voxelfm_hf.files import written_file, written_folder
+from voxelfm_hf.files import written_file
 from voxelfm_hf.pictures import save_picture
 from voxelfm_hf.scan_list import Region
 from voxelfm_hf.volumes import Volume, read_volume
@@ -134,21 +135,21 @@ def _stored(folder: Path) -> dict[str, Any] | None:
 def _write_answer(
     folder: Path, volume: Volume, answer: Answer, region: Region | None, class_names: dict[int, str]
 ) -> None:
-    import nibabel
-
     layers: dict[str, Any] = {}
-    with written_folder(folder) as part:
-        if answer.label_map is not None:
-            layers.update(labels=answer.label_map, label_names=class_names)
-            nibabel.save(volume.restore(answer.label_map), part / "labels.nii.gz")
-        centre = region.centre_lps if region is not None else None
-        if answer.points_lps is not None:
-            centre = tuple(answer.points_lps.mean(0))
-        if centre is not None:
-            voxel = np.linalg.solve(volume.affine, [*centre, 1.0])[:3]
-            layers["position"] = np.clip(voxel, 0, np.array(volume.hu.shape) - 1)
-        save_picture(volume, part / "picture.png", **layers)
-        (part / "answer.json").write_text(json.dumps(answer.facts(), indent=1) + "\n")
+    if answer.label_map is not None:
+        layers.update(labels=answer.label_map, label_names=class_names)
+        with written_file(folder / "labels.nii.gz") as part:
+            part.write_bytes(gzip.compress(volume.restore(answer.label_map).to_bytes(), mtime=0))
+    centre = region.centre_lps if region is not None else None
+    if answer.points_lps is not None:
+        centre = tuple(answer.points_lps.mean(0))
+    if centre is not None:
+        voxel = np.linalg.solve(volume.affine, [*centre, 1.0])[:3]
+        layers["position"] = np.clip(voxel, 0, np.array(volume.hu.shape) - 1)
+    save_picture(volume, folder / "picture.png", **layers)
+    # Last: it says that the others are there.
+    with written_file(folder / "answer.json") as part:
+        part.write_text(json.dumps(answer.facts(), indent=1) + "\n")
 
 
 def _write_tables(folder: Path, identifiers: Iterable[str], failures: dict[str, str]) -> None:
