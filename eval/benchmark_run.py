@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from voxelfm_hf.eval.benchmark import Progress, run_benchmark
+from voxelfm_hf.eval.benchmark_card import write_report
 from voxelfm_hf.eval.benchmark_recipe import BenchmarkRecipe, read_recipe
 from voxelfm_hf.eval.benchmark_report import main_table, write_benchmark
 from voxelfm_hf.eval.benchmark_results import Results, score_benchmark
@@ -58,6 +59,8 @@ def run_recipe(
     progress("scores", 0, 1)
     results = score_benchmark(run)
     write_benchmark(run, results, out)
+    typed = ["voxelfm benchmark", Path(name).name, *(["--data DATA"] if data else []), *(["--quick"] if quick else [])]
+    write_report(out, run.data, command=" ".join([*typed, "--out OUT"]))
     progress("scores", 1, 1)
     failures = [f"{' '.join(part for part in key if part)}: {reason}" for key, reason in run.failures.items()]
     if len(failures) > FAILURES_SHOWN:

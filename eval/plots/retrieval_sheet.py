@@ -23,7 +23,7 @@ class Shown:
     Args:
         volume: What to show.
         label: Its finding in words; no id, as ids can identify a patient.
-        similarity: Cosine similarity to the query; None for the query itself.
+        similarity: Cosine similarity to the query, where it is to be shown.
         match: Whether it has the finding of the query.
         centre_lps: Where to cut, x, y, z in mm; by default the middle of the body.
         edge_mm: Edge of the square that is shown round the centre; by default the whole slice.
@@ -82,10 +82,10 @@ def save_retrieval_sheet(
                     linestyle="-" if place == 0 or shown.match else (0, (3, 1.5)), transform=axis.transAxes,
                 )
             )  # fmt: skip
-            first = "query" if place == 0 else f"{place}: similarity {shown.similarity:.2f}"
-            axis.text(
-                0, -0.04, plain(f"{first}\n{shown.label}"), color=TEXT, fontsize=7, va="top", transform=axis.transAxes
-            )
+            rank = "query" if place == 0 else f"neighbour {place}"
+            score = "" if shown.similarity is None else f", {shown.similarity:.2f}"
+            text = plain(f"{rank}{score}\n{shown.label}")
+            axis.text(0, -0.04, text, color=TEXT, fontsize=7, va="top", transform=axis.transAxes)
     return save(figure, path, background=PAGE)
 
 

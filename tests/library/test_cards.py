@@ -14,6 +14,7 @@ from huggingface_hub import DatasetCard, ModelCard, parse_eval_result_entries
 from tests.library.loopback_hub import hub_environment, loopback_hub
 from voxelfm_hf import cards
 from voxelfm_hf.card_results import add_model_index, eval_entry, model_index, write_eval_results
+from voxelfm_hf.eval.backbone_scores import score_backbone
 from voxelfm_hf.eval.labels import LabelTable
 from voxelfm_hf.eval.probe_card import ProbeFacts, write_probe_card
 from voxelfm_hf.eval.probe_run import fit_and_evaluate, save_probe
@@ -151,6 +152,40 @@ def test_leaderboard_entries_are_files_that_the_hub_reads(tmp_path):
         eval_entry(ROW, dataset_id="lidc", task_id="a")
     with pytest.raises(CardError, match="undefined"):
         eval_entry({**ROW, "value": ""}, dataset_id="user/lidc", task_id="a")
+
+
+def test_benchmark_scores_go_into_the_card_of_a_backbone(tmp_path):
+    out, model = tmp_path / "out", tmp_path / "model"
+    out.mkdir()
+    model.mkdir()
+    (out / "results.json").write_text(json.dumps({"recipe": {"data": "lidc"}}))
+    names = ("encoder", "task", "target", "metric", "value", "low", "high", "n", "fraction", "family", "main")
+    lines = [
+        ("tiny", "nodules", "malignant", "auroc", 0.87, 0.81, 0.93, 104, 1.0, "classification", True),
+        ("tiny", "nodules", "malignant", "auroc", 0.7, 0.6, 0.8, 104, 0.1, "classification", True),
+        ("tiny", "nodules", "malignant", "f1", 0.5, 0.4, 0.6, 104, 1.0, "classification", False),
+        ("tiny", "retrieval", "malignant", "recall_at_5", "", "", "", 0, 1.0, "retrieval", True),
+        ("other", "nodules", "malignant", "auroc", 0.6, 0.5, 0.7, 104, 1.0, "classification", True),
+    ]
+    (out / "results.csv").write_text("\n".join(",".join(map(str, line)) for line in (names, *lines)))
+    (model / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Small encoder\n\ntext\n")
+    ids = {"nodules/malignant": "malignancy"}
+    card, entries = score_backbone(out, "tiny", model, dataset_id="user/nodules", task_ids=ids)
+    data = ModelCard.load(card).data
+    (result,) = data.eval_results
+    assert (result.metric_value, result.metric_type, result.dataset_type) == (0.87, "roc_auc", "user/nodules")
+    assert data.model_name == "Small encoder" and data.license == "apache-2.0" and "text" in card.read_text()
+    (entry,) = parse_eval_result_entries(yaml.safe_load(entries.read_text()))
+    assert (entry.task_id, entry.value) == ("malignancy", 0.87) and "n 104" in entry.notes
+    for words, change in [
+        ("no encoder best", {"encoder": "best"}),
+        ("no README.md", {"model": out}),
+        ("has no nodules/x", {"task_ids": {"nodules/x": "y"}}),
+        ("give --dataset-id", {"task_ids": ids, "dataset_id": None}),
+        ("voxelfm benchmark", {"out": model}),
+    ]:
+        with pytest.raises(CardError, match=words):
+            score_backbone(**{"out": out, "encoder": "tiny", "model": model, "dataset_id": "user/nodules", **change})
 
 
 def vectors(folder, count=60):
