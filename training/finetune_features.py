@@ -5,9 +5,9 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import nn
 
+from voxelfm_hf.features import process_state
 from voxelfm_hf.training.finetune_model import encode
 from voxelfm_hf.training.input_cache import InputCache
 from voxelfm_hf.training.probe_data import ProbeFeatures
@@ -28,7 +28,7 @@ def backbone_features(
         patches: Give patch grids, each computed when it is asked for, in place of CLS vectors.
         batch_size: Inputs a forward.
     """
-    state = PartialState()
+    state = process_state()
     backbone = backbone.to(state.device).eval()
 
     def read(row: int) -> torch.Tensor:

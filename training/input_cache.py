@@ -16,12 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from voxelfm_hf.features import NOT_SETTINGS, EmbedOptions, Prepared, Task, prepared_scans
+from voxelfm_hf.features import NOT_SETTINGS, EmbedOptions, Prepared, Task, prepared_scans, process_state
 from voxelfm_hf.files import written_file
 from voxelfm_hf.hub import load, resolve_model
 from voxelfm_hf.store import FAILURE_FIELDS
@@ -107,7 +106,7 @@ def prepare_inputs(
     settings.update(max_patches=processor.max_patches, pad_thin=processor.pad_thin)
     if any(task.regions for task in tasks):
         settings["region_size"] = region_size
-    state = PartialState()
+    state = process_state()
     with state.main_process_first() if state.num_processes > 1 else nullcontext():
         _settle(Path(folder), json.loads(json.dumps(settings)))
     cache = InputCache(folder)

@@ -110,10 +110,9 @@ def embed_scans(
     Raises:
         ModelError, StoreError: nothing can be embedded with this model, or into this store.
     """
-    from accelerate import PartialState
     from accelerate.utils import gather_object
 
-    state = PartialState()
+    state = process_state()
     folder = resolve_model(model)
     dtype = _dtype(options.dtype, state.device)
     network, processor = load(folder, dtype=dtype)
@@ -160,6 +159,15 @@ def embed_scans(
             asked = {identifier for task in tasks for identifier in task.identifiers}
             writer.write_failures(_merged(writer, summary.failures, asked - summary.failures.keys()))
     return summary
+
+
+def process_state() -> Any:
+    """The processes of this run, as an `Accelerator` made later finds them."""
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    # By itself it does not look at the flag, and would keep an Accelerator from doing so.
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def prepared_scans(
