@@ -141,25 +141,29 @@ def task_section(run: BenchmarkRun, results: Results, title: str) -> list[str]:
     return [*_task_table(run, title, rows), *_fraction_table(rows)] if rows else []
 
 
-def main_table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+def main_table(rows: Sequence[Mapping[str, Any]], *, intervals: bool = True) -> tuple[list[str], list[list[str]]]:
     """Header and body: encoders down, targets across, at the largest fraction of each.
 
     Args:
         rows: Rows of one task in the main metric.
+        intervals: Write them behind the values.
     """
     whole = max(row["fraction"] for row in rows)
     targets = list(dict.fromkeys(row["target"] for row in rows))
     cells = {(row["encoder"], row["target"]): row for row in rows if row["fraction"] == whole}
     encoders = list(dict.fromkeys(row["encoder"] for row in rows))
     header = ["encoder", *(f"{target} (n {_count(cells, target)})" for target in targets)]
-    return header, [[e, *(_cell(cells.get((e, target))) for target in targets)] for e in encoders]
+    return header, [
+        [name, *(_cell(cells.get((name, target)), interval=intervals) for target in targets)] for name in encoders
+    ]
 
 
 def _task_table(run: BenchmarkRun, title: str, rows: list[dict[str, Any]]) -> list[str]:
     first = rows[0]
     better = "lower is better" if first["metric"] in LOWER_IS_BETTER else "higher is better"
     head = f", {first['head']} head" if first["head"] != "none" else ""
-    about = f"## {title}: {NAMES.get(first['metric'], first['metric'])} ({better}){head}, {first['seeds']} seeds"
+    seeds = "1 seed" if first["seeds"] == 1 else f"{first['seeds']} seeds"
+    about = f"## {title}: {NAMES.get(first['metric'], first['metric'])} ({better}){head}, {seeds}"
     header, body = main_table(rows)
     return [about, "", *markdown(header, body)]
 
@@ -245,12 +249,12 @@ def markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _cell(row: Mapping[str, Any] | None) -> str:
+def _cell(row: Mapping[str, Any] | None, *, interval: bool = True) -> str:
     if row is None or not np.isfinite(row["value"]):
         return "–"
     digits = 1 if row["metric"] in LOWER_IS_BETTER else 3
-    interval = f" [{row['low']:.{digits}f}, {row['high']:.{digits}f}]" if np.isfinite(row["low"]) else ""
-    return f"{row['value']:.{digits}f}{interval}"
+    bounds = f" [{row['low']:.{digits}f}, {row['high']:.{digits}f}]" if interval and np.isfinite(row["low"]) else ""
+    return f"{row['value']:.{digits}f}{bounds}"
 
 
 def _count(cells: Mapping[tuple[str, str], Mapping[str, Any]], target: str) -> int:

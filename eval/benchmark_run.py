@@ -18,6 +18,7 @@ from voxelfm_hf.recipes import find_recipe
 from voxelfm_hf.volumes.errors import RecipeError
 
 FAILURES_SHOWN = 20
+MAX_WITH_INTERVALS = 3
 
 
 @dataclass(frozen=True)
@@ -107,10 +108,12 @@ def _tables(recipe: BenchmarkRecipe, results: Results) -> list[Any]:
         rows = [row for row in results.rows if row["task"] == task.title and row["main"]]
         if not rows:
             continue
-        header, body = main_table(rows)
+        # Intervals of many targets fit no terminal; they are in results.md.
+        few = len({row["target"] for row in rows}) <= MAX_WITH_INTERVALS
+        header, body = main_table(rows, intervals=few)
         table = Table(title=f"{task.title}: {rows[0]['metric']}")
         for column in header:
-            table.add_column(column)
+            table.add_column(column, overflow="fold")
         for line in body:
             table.add_row(*line)
         tables.append(table)

@@ -114,14 +114,32 @@ def embed(
 
 
 @app.command()
-def train(rounds: Rounds = 3, workers: Annotated[int, typer.Option(help="Loader processes.")] = 0) -> None:
+def probes(
+    scans: Annotated[int, typer.Option(help="Rows of the store.", min=20)] = 1000,
+    findings: Annotated[int, typer.Option(help="Yes/no labels.", min=1)] = 18,
+    seeds: Annotated[int, typer.Option(help="Seeds of subsets and fits.", min=1)] = 5,
+    width: Annotated[int, typer.Option(help="Length of a CLS vector.", min=1)] = 864,
+) -> None:
+    """A grid of linear probes, seven label fractions, fitted side by side."""
+    from voxelfm_hf.eval.speed_probes import grid_speed
+
+    typer.echo(grid_speed(scans=scans, labels=findings, seeds=seeds, width=width))
+
+
+@app.command()
+def train(
+    rounds: Rounds = 3,
+    workers: Annotated[int, typer.Option(help="Loader processes.")] = 0,
+    prototypes: Annotated[list[int], typer.Option(help="Prototypes K of the head; may be repeated.")] = [8192, 65536],  # noqa: B006
+) -> None:
     """A pre-training step, its masks and its loader against the published step built plainly."""
-    from voxelfm_hf.eval.speed_training import loader_speed, masking_speed, step_speed
+    from voxelfm_hf.eval.speed_training import loader_speed, masking_speed, reduced_recipe, step_speed
 
     typer.echo(masking_speed(rounds=rounds))
-    speed, parts = step_speed(rounds=rounds)
-    typer.echo(speed)
-    typer.echo("of a step: " + ", ".join(f"{name} {share:.1%}" for name, share in parts.items()))
+    for count in prototypes:
+        speed, parts = step_speed(reduced_recipe(num_prototypes=count), rounds=rounds)
+        typer.echo(speed)
+        typer.echo("of a step: " + ", ".join(f"{name} {share:.1%}" for name, share in parts.items()))
     typer.echo(f"loader, {workers} worker(s): {loader_speed(num_workers=workers):.2f} volumes/s")
 
 
