@@ -75,13 +75,13 @@ class ProbeReader:
         self.probe.to(device)  # type: ignore[arg-type]
         self.device = device
         settings = self.probe.config.processor or {}
-        self.region_size = settings.get("region_size")
-        self.tile = settings.get("tile")
+        self.region_size: int | None = settings.get("region_size")
+        self.tile: int | None = settings.get("tile")
 
     @property
     def class_names(self) -> dict[int, str]:
         """Names of labels, targets or classes by number."""
-        return {int(number): name for number, name in self.probe.config.id2label.items()}
+        return {int(number): str(name) for number, name in (self.probe.config.id2label or {}).items()}
 
     @torch.inference_mode()
     def answer(self, volume: Volume, *, region: Region | None = None) -> Answer:
@@ -96,11 +96,11 @@ class ProbeReader:
         """
         if region is None and self.region_size:
             raise ValueError("the probe was fitted on regions: say where to look (--regions, or --point X,Y,Z,EDGE)")
-        if region is not None and not self.region_size:
-            raise ValueError("the probe was fitted on whole scans: leave the region out")
         if region is None:
             prepared = self.processor(volume, return_geometry=True)
             voxels, geometry = prepared["pixel_values"][0], prepared["geometry"][0]
+        elif self.region_size is None:
+            raise ValueError("the probe was fitted on whole scans: leave the region out")
         else:
             voxels, geometry = self.processor.prepare_region(
                 volume, region.centre_lps, region.edge_mm, self.region_size
@@ -113,7 +113,7 @@ class ProbeReader:
             return Answer(label_map=labels, notes=geometry.notes)
         if config.task == "localization":
             patches = pooled_grid(patches[0], config.max_positions)[None]
-        found = self.probe.predict(cls=cls, patches=patches)
+        found: Any = self.probe.predict(cls=cls, patches=patches)
         if config.task == "localization":
             affine = volume.affine @ geometry.patch_to_voxel()
             points = to_lps(found.predictions[0].cpu().numpy(), affine, np.array(geometry.grid))
@@ -122,7 +122,7 @@ class ProbeReader:
 
     def _numbers(self, found: Any, geometry: VoxelFMGeometry) -> Answer:
         config = self.probe.config
-        names = [config.id2label[i] for i in range(config.num_outputs)]
+        names = [self.class_names[i] for i in range(config.num_outputs)]
         values = dict(zip(names, found.predictions[0].tolist(), strict=True))
         units = dict(zip(names, config.target_unit or [], strict=False))
         if config.task == "survival":

@@ -84,14 +84,15 @@ class VoxelFMForImageClassification(VoxelFMPreTrainedModel):
             raise ValueError("the probe does not name its backbone: pass model=")
         backbone = model if isinstance(model, VoxelFMModel) else VoxelFMModel.from_pretrained(model, **kwargs)
         config = VoxelFMConfig.from_dict(backbone.config.to_dict())
-        config.id2label, config.problem_type = dict(probe.config.id2label), probe.config.problem_type
+        config.id2label = {int(number): str(name) for number, name in (probe.config.id2label or {}).items()}
         config.label2id = {name: number for number, name in config.id2label.items()}
+        config.problem_type = probe.config.problem_type
         config.probe_config = _without_repeats(probe.config)
         composed = cls(config)
         weights = {name: value for name, value in backbone.state_dict().items() if name != "embeddings.mask_token"}
-        composed.voxelfm.to(backbone.dtype).load_state_dict(weights)
+        composed.voxelfm.to(dtype=backbone.dtype).load_state_dict(weights)
         composed.probe.load_state_dict(probe.state_dict())
-        return composed.to(backbone.device).eval()
+        return composed.to(device=backbone.device).eval()
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
         """As in every model; what was calibrated after the construction is saved with it."""

@@ -4,6 +4,8 @@ Notation: B scans, C feature width, (d, h, w) the patch grid, L outputs. Patch h
 real patches, for batches of scans padded at the end of each axis.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -41,6 +43,8 @@ class ProbeNeighbours(nn.Module):
     Of k neighbours that know a label and n that have it, (n + 1 / 2) / (k + 1) is the chance of a label, and
     (n + 1 / L) / (k + 1) that of one of L exclusive classes.
     """
+
+    labels: torch.Tensor
 
     def __init__(self, config):
         super().__init__()
@@ -203,7 +207,7 @@ class ProbeSubpatchDecoder(nn.Module):
         return nn.functional.interpolate(logits, size=tuple(size), mode="trilinear", align_corners=False)
 
 
-def patch_positions(grid: tuple[int, int, int], like: torch.Tensor) -> torch.Tensor:
+def patch_positions(grid: Sequence[int], like: torch.Tensor) -> torch.Tensor:
     """Centres (d, h, w, 3) of the patches, z, y, x from 0 to 1 across the grid."""
     axes = [(torch.arange(n, dtype=like.dtype, device=like.device) + 0.5) / n for n in grid]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
@@ -213,7 +217,7 @@ def pooled_grid(patches: torch.Tensor, limit: int | None) -> torch.Tensor:
     """A patch grid (d, h, w, C) averaged to at most `limit` patches over the same extent; None leaves it."""
     d, h, w, _ = patches.shape
     factor = 1.0
-    grid = (d, h, w)
+    grid: tuple[int, ...] = (d, h, w)
     while limit is not None and grid[0] * grid[1] * grid[2] > limit:
         factor *= 1.05
         grid = tuple(max(1, round(n / factor)) for n in (d, h, w))

@@ -39,10 +39,10 @@ class CTClassificationPipeline(Pipeline):
     processor.
     """
 
-    _load_processor = False
-    _load_image_processor = True
-    _load_feature_extractor = False
-    _load_tokenizer = False
+    _load_processor = False  # type: ignore[assignment]
+    _load_image_processor = True  # type: ignore[assignment]
+    _load_feature_extractor = False  # type: ignore[assignment]
+    _load_tokenizer = False  # type: ignore[assignment]
     _load_video_processor = False  # type: ignore[assignment]
 
     def _sanitize_parameters(self, region=None, image_processor_kwargs=None, **unknown):
@@ -66,8 +66,8 @@ class CTClassificationPipeline(Pipeline):
     def _forward(self, model_inputs):
         return self.model.predict(model_inputs["pixel_values"])
 
-    def postprocess(self, model_outputs) -> list[dict[str, Any]]:
-        config = self.model.probe.config
+    def postprocess(self, model_outputs: Any, **unused: Any) -> list[dict[str, Any]]:
+        config: Any = self.model.probe.config  # type: ignore[union-attr]
         values = model_outputs.predictions[0].float().tolist()
         answers = [{"label": config.id2label[number]} for number in range(config.num_outputs)]
         if config.task == "classification":
