@@ -76,7 +76,13 @@ class TuningInputs:
         if entry.kind != "voxelfm" or not self.recipe.fine_tuning:
             return {}
         model, folder = entry.model or "tiny", self.out / "tuning" / entry.title.replace("/", "_")
-        options = EmbedOptions(max_patches=self.recipe.max_patches, region_size=self.recipe.region_size, pad=True)
+        options = EmbedOptions(
+            max_patches=self.recipe.max_patches,
+            region_size=self.recipe.region_size,
+            voxel_mm=self.recipe.voxel_mm,
+            tile=self.recipe.tile,
+            pad=True,
+        )
         inputs, failures = prepare_inputs(self.data.tasks, model, folder / "inputs", options, on_scan=self.on_scan)
         if failures:
             raise VoxelFMError(f"{len(failures)} inputs cannot be prepared: {next(iter(failures.values()))}")

@@ -5,7 +5,7 @@ task's `predict` and `evaluate`, and the benchmark, work on a fine-tuned model a
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,24 @@ import numpy as np
 import torch
 from torch import nn
 
+from voxelfm_hf.eval.labels import LabelTable
+from voxelfm_hf.eval.probe_run import save_probe
 from voxelfm_hf.eval.tasks import load_task
 from voxelfm_hf.eval.tasks.data import TaskData
+from voxelfm_hf.features import EmbedOptions, Task, embed_scans, process_state
 from voxelfm_hf.hub import load
 from voxelfm_hf.memory import peak_memory_bytes, reset_peak_memory
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.recipes import to_values
+from voxelfm_hf.store import FeatureStore
 from voxelfm_hf.training.finetune import finetune
 from voxelfm_hf.training.finetune_features import backbone_features
+from voxelfm_hf.training.finetune_files import ADAPTER, MODEL, PROBE, save_backbone
 from voxelfm_hf.training.finetune_settings import Finetuned, FinetuneSettings
-from voxelfm_hf.training.input_cache import InputCache
+from voxelfm_hf.training.input_cache import InputCache, prepare_inputs
 from voxelfm_hf.training.probe_data import ProbeFeatures, ProbeJob
 from voxelfm_hf.training.probe_settings import ProbeSettings
+from voxelfm_hf.volumes.errors import RecipeError, VoxelFMError
 
 PATCH_HEADS = ("pooler", "position", "subpatch", "decoder")
 
@@ -141,6 +147,106 @@ class Tuner:
             backbone: nn.Module = load(self.model, dtype=torch.float32)[0]
             self._frozen[key] = backbone_features(backbone, self.inputs, ids), time.perf_counter() - started
         return self._frozen[key]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a fine-tuning left.
+
+    Attributes:
+        backbone: Folder of the adapters or of the model.
+        probe: Folder of the probe.
+        reports: By target, from the task's `evaluate`.
+        frozen: The same of the frozen probe on the same test rows.
+        cost: Of the fit.
+    """
+
+    backbone: Path
+    probe: Path
+    reports: dict[str, dict]
+    frozen: dict[str, dict]
+    cost: Cost
+
+
+def finetune_and_save(
+    tasks: Sequence[Task],
+    labels: LabelTable,
+    out: str | Path,
+    *,
+    model: str | Path,
+    task: str,
+    read: Mapping[str, Any],
+    mode: str,
+    head: str | None = None,
+    seed: int = 0,
+    settings: FinetuneSettings | None = None,
+    options: EmbedOptions = EmbedOptions(),  # noqa: B008 (frozen)
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> Finished | None:
+    """From scans and labels to a fine-tuned model with its probe; run again after an interruption, it goes on.
+
+    Args:
+        tasks: Scans, whole or by regions.
+        labels: The label table.
+        out: Gets `adapter/` or `model/`, `probe/`, and `work/` (prepared inputs, frozen features, checkpoints), which
+            may be deleted when all is done.
+        model: Folder or Hub repository of the backbone.
+        task: Name of the task.
+        read: Options of its `read`.
+        mode: lora, last_K or full.
+        head: Of the probe; the task's own by default.
+        seed: Of the fit.
+        settings: Of the fine-tuning.
+        options: How scans are read and prepared.
+        on_epoch: Called with each epoch.
+
+    Returns:
+        What was written; None on processes that only helped.
+
+    Raises:
+        VoxelFMError: scans that cannot be prepared, labels that do not fit, an `out` that holds a result.
+    """
+    out, module = Path(out), load_task(task)
+    if mode == "frozen":
+        raise RecipeError("the mode frozen trains no backbone: use `voxelfm probe`")
+    done = [name for name in (ADAPTER, MODEL, PROBE) if (out / name).exists()]
+    if done:
+        raise VoxelFMError(f"{out / done[0]} exists already: name a new folder")
+    patches = (head or read.get("head")) in PATCH_HEADS or task in ("localization", "segmentation")
+    chosen = replace(options, patches=patches, dtype="float32")
+    inputs, failures = prepare_inputs(tasks, model, out / "work" / "inputs", chosen)
+    failures = {**embed_scans(tasks, model, out / "work" / "store", chosen).failures, **failures}
+    if failures:
+        raise VoxelFMError(f"{len(failures)} scans cannot be prepared: {next(iter(failures.values()))}")
+    data = module.read(FeatureStore(out / "work" / "store"), labels, **read)
+    tuner = Tuner(model, inputs, settings)
+    test = data.rows("test")
+    frozen = _reports(module, tuner.fit(data, mode="frozen", head=head, seed=seed), test)[0]
+    tuned = tuner.fit(data, mode=mode, head=head, seed=seed, folder=out / "work" / "fit", on_epoch=on_epoch)
+    reports, predictions = _reports(module, tuned, test)
+    if tuned.finetuned is None or not process_state().is_main_process:
+        return None
+    processor = load(model)[1]
+    for name, value in (data.run.get("processor") or {}).items():
+        if hasattr(processor, name):
+            setattr(processor, name, value)
+    backbone = save_backbone(out, tuned.finetuned, processor, base=model)
+    save_probe(out / PROBE, tuned.probe, reports, tuned.data, predictions)
+    return Finished(backbone, out / PROBE, reports, frozen, tuned.cost)
+
+
+def _reports(module: Any, tuned: Tuned, test: np.ndarray) -> tuple[dict[str, dict], Any]:
+    """Scores on the test rows, also written into the probe's configuration, and the predictions."""
+    predictions = module.predict(tuned.probe, tuned.data, test)
+    config = tuned.probe.config
+    options = {"thresholds": config.threshold} if config.task == "classification" and config.threshold else {}
+    reports: dict[str, dict] = module.evaluate(predictions, tuned.data, test, **options)
+    config.metrics = {
+        f"{target}/{name}": estimate
+        for target, report in reports.items()
+        for name, estimate in report["estimates"].items()
+    }
+    return reports, predictions
 
 
 def _job(data: TaskData, train: np.ndarray, seed: int) -> ProbeJob:

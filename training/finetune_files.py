@@ -1,7 +1,6 @@
 """What fine-tuning leaves: a folder of adapters or a model folder, and the head as a probe that names it."""
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +10,18 @@ from torch import nn
 from voxelfm_hf.files import written_folder
 from voxelfm_hf.hub import weight_hash
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMImageProcessor
-from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.training.finetune_settings import Finetuned
-
-logger = logging.getLogger(__name__)
 
 ADAPTER, MODEL, PROBE = "adapter", "model", "probe"
 
 
-def save_finetuned(folder: str | Path, tuned: Finetuned, processor: VoxelFMImageProcessor, *, base: str | Path) -> Path:
-    """Writes a fine-tuned backbone and its probe.
+def save_backbone(folder: str | Path, tuned: Finetuned, processor: VoxelFMImageProcessor, *, base: str | Path) -> Path:
+    """Writes a fine-tuned backbone, and tells its probe what it is for.
 
     Args:
-        folder: New or empty. It gets `adapter/` (LoRA: the adapters only, as peft reads them) or `model/` (a
-            `from_pretrained` folder), `probe/`, and `finetuning.json`.
-        tuned: What to write; its probe is told the hash of the backbone.
+        folder: It gets `adapter/` (LoRA: the adapters only, as peft reads them) or `model/` (a `from_pretrained`
+            folder), and in it `finetuning.json`: mode, cost, history.
+        tuned: What to write; its probe is given the name and the hash of the backbone.
         processor: Of the base model.
         base: Name or folder of the base model; of a folder only the last part is written.
 
@@ -34,11 +30,17 @@ def save_finetuned(folder: str | Path, tuned: Finetuned, processor: VoxelFMImage
     """
     name = Path(base).name if Path(base).is_dir() else str(base)
     part = ADAPTER if tuned.mode == "lora" else MODEL
-    with written_folder(folder) as temporary:
-        save_backbone(temporary / part, tuned.backbone, processor, base=name)
+    with written_folder(Path(folder) / part) as temporary:
+        adapters = getattr(tuned.backbone, "peft_config", None)
+        if adapters is not None:
+            adapters["default"].base_model_name_or_path = name
+            tuned.backbone.save_pretrained(temporary, save_embedding_layers=False)  # type: ignore[operator]
+            (temporary / "README.md").unlink(missing_ok=True)  # an empty template of peft
+        else:
+            tuned.backbone.save_pretrained(temporary)  # type: ignore[operator]
+        processor.save_pretrained(temporary)
         config = tuned.probe.config
-        config.base_model_name_or_path, config.base_model_hash = part, weight_hash(temporary / part)
-        tuned.probe.save_pretrained(temporary / PROBE)
+        config.base_model_name_or_path, config.base_model_hash = part, weight_hash(temporary)
         facts: dict[str, Any] = {
             "base": name,
             "mode": tuned.mode,
@@ -54,23 +56,25 @@ def save_finetuned(folder: str | Path, tuned: Finetuned, processor: VoxelFMImage
     return Path(folder) / part
 
 
-def save_backbone(folder: Path, backbone: nn.Module, processor: VoxelFMImageProcessor, *, base: str) -> None:
-    """Writes the adapters of a `PeftModel`, or the whole of another backbone, with the processor beside it."""
-    adapters = getattr(backbone, "peft_config", None)
-    if adapters is not None:
-        adapters["default"].base_model_name_or_path = base
-        backbone.save_pretrained(folder, save_embedding_layers=False)  # type: ignore[operator]
-    else:
-        backbone.save_pretrained(folder)  # type: ignore[operator]
-    processor.save_pretrained(folder)
+def save_finetuned(folder: str | Path, tuned: Finetuned, processor: VoxelFMImageProcessor, *, base: str | Path) -> Path:
+    """Writes a fine-tuned backbone as `save_backbone` does, and its probe in `probe/`.
+
+    Args:
+        folder: New or empty.
+        tuned: What to write.
+        processor: Of the base model.
+        base: Name or folder of the base model.
+
+    Returns:
+        The folder of the backbone.
+    """
+    written = save_backbone(folder, tuned, processor, base=base)
+    with written_folder(Path(folder) / PROBE) as temporary:
+        tuned.probe.save_pretrained(temporary)
+    return written
 
 
 def merged(backbone: nn.Module) -> nn.Module:
     """The backbone with its adapters added into the weights: an ordinary model with the same outputs."""
     with torch.no_grad():
         return backbone.merge_and_unload() if hasattr(backbone, "merge_and_unload") else backbone  # type: ignore[operator]
-
-
-def open_probe(folder: str | Path) -> VoxelFMProbe:
-    """The probe of a folder written by `save_finetuned`."""
-    return VoxelFMProbe.from_pretrained(Path(folder) / PROBE)

@@ -1,7 +1,7 @@
 """How a backbone is fine-tuned, and what comes out."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -9,6 +9,7 @@ import numpy as np
 from torch import nn
 
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
+from voxelfm_hf.recipes import parse_overrides, to_recipe
 from voxelfm_hf.volumes.errors import RecipeError
 
 # Higher is better; takes the logits (v, o) and targets (v, k) of the validation rows.
@@ -88,6 +89,25 @@ class FinetuneSettings:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+
+
+def change_settings(changes: Sequence[str]) -> FinetuneSettings:
+    """The default settings with some fields changed.
+
+    Args:
+        changes: "field=value", such as "epochs=5" or "lora.rank=4".
+
+    Raises:
+        RecipeError: no such field, or a value it cannot take.
+    """
+    values: dict[str, Any] = {}
+    for name, value in parse_overrides([f"--{change}" for change in changes]).items():
+        *sections, last = name.split(".")
+        place = values
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = value
+    return to_recipe(values, FinetuneSettings, source="--set")
 
 
 def blocks_of_mode(mode: str, num_layers: int) -> int | None:

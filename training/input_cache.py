@@ -24,7 +24,7 @@ from voxelfm_hf.features import NOT_SETTINGS, EmbedOptions, Prepared, Task, prep
 from voxelfm_hf.files import written_file
 from voxelfm_hf.hub import load, resolve_model
 from voxelfm_hf.store import FAILURE_FIELDS
-from voxelfm_hf.volumes.errors import StoreError
+from voxelfm_hf.volumes.errors import RecipeError, StoreError
 
 STEPS = 65534
 
@@ -97,10 +97,14 @@ def prepare_inputs(
 
     Raises:
         StoreError: the folder holds inputs made with other settings.
+        RecipeError: scans in tiles were asked for.
     """
     network, processor = load(resolve_model(model), dtype=torch.float32)
     processor.max_patches = options.max_patches or processor.max_patches
+    processor.voxel_mm = options.voxel_mm or processor.voxel_mm
     processor.pad_thin = options.pad or processor.pad_thin
+    if options.tile:
+        raise RecipeError("fine-tuning takes whole scans or regions, not tiles: leave tile out, or name regions")
     region_size = options.region_size or network.config.image_size
     settings = {key: value for key, value in processor.to_dict().items() if key not in NOT_SETTINGS}
     settings.update(max_patches=processor.max_patches, pad_thin=processor.pad_thin)

@@ -13,6 +13,7 @@ import typer
 from voxelfm_hf import cli_scans  # noqa: F401  # isort: skip
 from voxelfm_hf import cli_probe  # noqa: F401  # isort: skip
 from voxelfm_hf import cli_search  # noqa: F401  # isort: skip
+from voxelfm_hf import cli_finetune  # noqa: F401  # isort: skip
 from voxelfm_hf import cli_report  # noqa: F401  # isort: skip
 from voxelfm_hf import cli_data  # noqa: F401  # isort: skip
 from voxelfm_hf import cli_benchmark  # noqa: F401  # isort: skip
