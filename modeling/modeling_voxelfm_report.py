@@ -330,19 +330,24 @@ class VoxelFMForReportGeneration(PreTrainedModel, GenerationMixin):
         images = None if encoded is None else list(encoded.pooler_output)
         if input_ids is not None:
             inputs_embeds = self._embed(input_ids, images)
+        kept: int | torch.Tensor = logits_to_keep
+        if labels is not None and logits_to_keep:
+            # A slice would leave the vocabulary's matrix to be copied for every row; chosen positions lie together.
+            length = inputs_embeds.shape[1]
+            kept = torch.arange(max(0, length - logits_to_keep), length, device=inputs_embeds.device)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
-            logits_to_keep=logits_to_keep,
+            logits_to_keep=kept,
             **kwargs,
         )
         loss = None
         if labels is not None:
-            kept = labels[:, -outputs.logits.shape[1] :]
+            learned = labels[:, -outputs.logits.shape[1] :]
             vocabulary = self.language_model.config.vocab_size
-            loss = self.language_model.loss_function(logits=outputs.logits, labels=kept, vocab_size=vocabulary)
+            loss = self.language_model.loss_function(logits=outputs.logits, labels=learned, vocab_size=vocabulary)
         return VoxelFMReportOutput(
             loss=loss,
             logits=outputs.logits,

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 from transformers import AutoTokenizer, PreTrainedModel
 
+from voxelfm_hf.files import written_file
 from voxelfm_hf.hub import EMBEDDED, load, resolve_model, weight_hash
 from voxelfm_hf.modeling.configuration_voxelfm_report import VoxelFMReportConfig
 from voxelfm_hf.modeling.modeling_voxelfm_report import (
@@ -28,6 +30,7 @@ from voxelfm_hf.training.progress import Tally
 from voxelfm_hf.training.report_data import (
     PairSet,
     ReportBatches,
+    ReportPair,
     encodable,
     read_pairs,
     scan_volumes,
@@ -45,6 +48,8 @@ logger = logging.getLogger(__name__)
 STANDARDISED_ON = 64
 # Tensors of the trained part in a checkpoint.
 _TRAINED = "trained.safetensors"
+# Resampler and projector after the passes over words.
+_WORDS = "words.safetensors"
 
 
 @dataclass
@@ -117,7 +122,7 @@ def build_parts(recipe: ReportRecipe, number: int, accelerator: Accelerator) -> 
     if number == 1 and stage.word_epochs and newest is None:
         if store is None:
             raise RecipeError("stage1.word_epochs needs features computed before: set data.store.")
-        learn_words(network, pairs, [labels for _, labels in encoded], read, stage, seed=recipe.seed)
+        _learn_words_once(network, folder, accelerator, pairs, [labels for _, labels in encoded], read, recipe)
     if recipe.run.gradient_checkpointing:
         # The name in transformers before 5.23 or so is the second one.
         enable = getattr(network.language_model, "activation_checkpointing_enable", None)
@@ -286,6 +291,26 @@ def _standardise(network: VoxelFMForReportGeneration, scans: list[torch.Tensor])
     scale = torch.where(scale > 1e-6 * scale.max().clamp_min(1e-12), scale, torch.ones_like(scale))
     network.resampler.feature_mean.copy_(mean)
     network.resampler.feature_scale.copy_(scale)
+
+
+def _learn_words_once(
+    network: VoxelFMForReportGeneration,
+    folder: Path,
+    accelerator: Accelerator,
+    pairs: list[ReportPair],
+    labels: list[list[int]],
+    read: Callable[[str], torch.Tensor],
+    recipe: ReportRecipe,
+) -> None:
+    """The passes over words, or what they gave where a run stopped after them."""
+    path = folder / _WORDS
+    if not path.exists():
+        learn_words(network, pairs, labels, read, recipe.stage1, seed=recipe.seed)
+        if accelerator.is_main_process:
+            with written_file(path) as temporary:
+                save_file(trained_state(network), temporary)
+        return
+    network.load_state_dict(load_file(path), strict=False)
 
 
 def _save_only_trained(accelerator: Accelerator) -> None:
