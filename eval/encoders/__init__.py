@@ -3,7 +3,7 @@
     make(setup, **options) -> Encoder
 
 What an encoder makes lies in an ordinary feature store, so every task works on it unchanged. A new encoder is one new
-file here.
+file here, or a module of your own with the function `make`, named with its package: `my_package.my_encoder`.
 """
 
 import importlib
@@ -28,7 +28,7 @@ def make_encoder(kind: str, setup: EncoderSetup, options: Mapping[str, Any] | No
     """The encoder of a name.
 
     Args:
-        kind: One of `encoder_names()`.
+        kind: One of `encoder_names()`, or a module that can be imported and has `make`.
         setup: What all encoders are given.
         options: Its own options.
 
@@ -36,9 +36,17 @@ def make_encoder(kind: str, setup: EncoderSetup, options: Mapping[str, Any] | No
         RecipeError: no such encoder, or an option it does not have.
         ModelError: its weights or its package are missing.
     """
-    if kind not in encoder_names():
+    if "." in kind:
+        try:
+            make = importlib.import_module(kind).make
+        except (ImportError, AttributeError) as error:
+            raise RecipeError(
+                f"the encoder {kind} is no module with a function make that can be imported: {error}"
+            ) from None
+    elif kind in encoder_names():
+        make = importlib.import_module(f"voxelfm_hf.eval.encoders.{kind}").make
+    else:
         raise RecipeError(f"there is no encoder {kind}: choose one of {', '.join(encoder_names())}")
-    make = importlib.import_module(f"voxelfm_hf.eval.encoders.{kind}").make
     known = [name for name in inspect.signature(make).parameters if name != "setup"]
     for name in options or {}:
         if name not in known:

@@ -6,7 +6,14 @@ import nibabel
 import numpy as np
 import pytest
 
-from voxelfm_hf.examples import embed_and_search, find_in_another_patient, fit_probe, pretrain_on_own_scans
+from voxelfm_hf.examples import (
+    benchmark_own_encoder,
+    embed_and_search,
+    find_in_another_patient,
+    fit_probe,
+    lora_finetuning,
+    pretrain_on_own_scans,
+)
 from voxelfm_hf.store import FeatureStore
 
 
@@ -57,3 +64,18 @@ def test_pretraining_leaves_an_ordinary_model(out, capfd):
     pretrain_on_own_scans.main(str(out / "chests" / "images"), str(out), "--run.total_steps", "2")
     assert "an ordinary model folder, features (1, " in capfd.readouterr().out
     assert (out / "run" / "teacher" / "model.safetensors").is_file()
+
+
+def test_own_encoder_stands_beside_the_others(out, capsys):
+    benchmark_own_encoder.main(str(out))
+    table = capsys.readouterr().out
+    assert "slice means" in table and "tiny" in table
+    rows = (out / "benchmark" / "results.csv").read_text().splitlines()
+    assert any(row.startswith("slice means,classification,pleural_effusion,auroc") for row in rows)
+
+
+def test_adapter_is_small_and_has_its_probe(out, capsys):
+    lora_finetuning.main(str(out), 1)
+    assert "voxelfm predict SCAN --probe" in capsys.readouterr().out
+    adapter = out / "tuned" / "adapter" / "adapter_model.safetensors"
+    assert adapter.stat().st_size < 2_000_000 and (out / "tuned" / "probe" / "config.json").is_file()
