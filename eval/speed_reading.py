@@ -7,13 +7,20 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 SHAPE = (300, 512, 512)
+COMPRESSIONS = {
+    "uncompressed": "1.2.840.10008.1.2.1",
+    "JPEG-LS": "1.2.840.10008.1.2.4.80",
+    "JPEG 2000": "1.2.840.10008.1.2.4.90",
+    "RLE": "1.2.840.10008.1.2.5",
+}  # all lossless
+_COMPRESSED_SLICES = 100  # decoding a slice takes 10 to 50 times as long as reading an uncompressed one
 
 
 @dataclass(frozen=True)
@@ -86,52 +93,60 @@ def nifti_reading(folder: Path, volume: np.ndarray, *, rounds: int = 3, orientat
     return ReadingSpeed(f"NIfTI ({orientation}) vs gzip -dc", seconds, yardstick)
 
 
-def dicom_reading(folder: Path, volume: np.ndarray, *, rounds: int = 3) -> ReadingSpeed:
-    """Time `read_volume` on an uncompressed DICOM series against GDCM through SimpleITK (finding, then reading it).
+def dicom_reading(
+    folder: Path, volume: np.ndarray, *, compression: str = "uncompressed", rounds: int = 3
+) -> ReadingSpeed:
+    """Time `read_volume` on a DICOM series against GDCM through SimpleITK (finding, then reading it).
 
     Args:
         folder: where the series is written.
         volume: (D, H, W) int16 HU.
+        compression: a key of `COMPRESSIONS`.
         rounds: alternating repetitions; the medians count.
 
     Returns:
         The two times.
     """
-    import SimpleITK
-
     from voxelfm_hf.volumes import read_volume
 
-    series = folder / "series"
-    series.mkdir()
-    _write_series(series, volume)
-
-    def gdcm() -> None:
-        reader = SimpleITK.ImageSeriesReader()
-        reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(series)))
-        SimpleITK.GetArrayFromImage(reader.Execute())
-
-    seconds, yardstick = _alternate(lambda: read_volume(series), gdcm, rounds)
-    return ReadingSpeed("DICOM series vs GDCM's series reader", seconds, yardstick)
+    series = folder / compression.replace(" ", "")
+    write_series(series, volume, compression=compression)
+    seconds, yardstick = _alternate(lambda: read_volume(series), lambda: read_by_gdcm(series), rounds)
+    name = f"DICOM series ({compression}, {len(volume)} slices) vs GDCM's series reader"
+    return ReadingSpeed(name, seconds, yardstick)
 
 
-def measure_reading(shape: tuple[int, int, int] = SHAPE, *, rounds: int = 3) -> list[ReadingSpeed]:
+def read_by_gdcm(series: Path) -> np.ndarray:
+    """The yardstick: (D, H, W) of a DICOM folder as SimpleITK's users read it."""
+    import SimpleITK
+
+    reader = SimpleITK.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(series)))
+    return SimpleITK.GetArrayFromImage(reader.Execute())
+
+
+def measure_reading(shape: tuple[int, int, int] = SHAPE, *, rounds: int = 3) -> Iterator[ReadingSpeed]:
     """Measure all readers on one synthetic volume.
 
     Args:
-        shape: (D, H, W) of the volume.
+        shape: (D, H, W) of the volume; compressed DICOM series get at most its first 100 slices.
         rounds: alternating repetitions.
 
-    Returns:
-        One entry a comparison.
+    Yields:
+        One entry a comparison; compressions for which pydicom finds no encoder are left out.
     """
+    from pydicom.pixels import get_encoder
+
     volume = noisy_ct(shape)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        return [
-            nifti_reading(folder, volume, rounds=rounds, orientation="LPS"),
-            nifti_reading(folder, volume, rounds=rounds, orientation="RAS"),
-            dicom_reading(folder, volume, rounds=rounds),
-        ]
+        yield nifti_reading(folder, volume, rounds=rounds, orientation="LPS")
+        yield nifti_reading(folder, volume, rounds=rounds, orientation="RAS")
+        yield dicom_reading(folder, volume, rounds=rounds)
+        for compression, syntax in COMPRESSIONS.items():
+            if compression != "uncompressed" and get_encoder(syntax).is_available:
+                part = volume[:_COMPRESSED_SLICES]
+                yield dicom_reading(folder, part, compression=compression, rounds=rounds)
 
 
 def _alternate(first: Callable[[], object], second: Callable[[], object], rounds: int) -> tuple[float, float]:
@@ -144,10 +159,18 @@ def _alternate(first: Callable[[], object], second: Callable[[], object], rounds
     return statistics.median(times[0]), statistics.median(times[1])
 
 
-def _write_series(folder: Path, volume: np.ndarray) -> None:
+def write_series(folder: Path, volume: np.ndarray, *, compression: str = "uncompressed") -> None:
+    """Write a CT series of unsigned 12-bit slices, 1 mm apart.
+
+    Args:
+        folder: is made.
+        volume: (D, H, W) int16 HU, -1024 to 3071.
+        compression: a key of `COMPRESSIONS`; pydicom needs its encoder plugins for JPEG-LS and JPEG 2000.
+    """
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
+    folder.mkdir()
     study, series = generate_uid(), generate_uid()
     for z, image in enumerate(volume):
         meta = FileMetaDataset()
@@ -165,6 +188,8 @@ def _write_series(folder: Path, volume: np.ndarray) -> None:
         slice_.BitsAllocated, slice_.BitsStored, slice_.HighBit, slice_.PixelRepresentation = 16, 12, 11, 0
         slice_.RescaleSlope, slice_.RescaleIntercept = 1, -1024
         slice_.PixelData = (image + 1024).astype("<u2").tobytes()
+        if compression != "uncompressed":
+            slice_.compress(COMPRESSIONS[compression], generate_instance_uid=False)
         slice_.save_as(folder / f"{z:04d}.dcm", enforce_file_format=True)
 
 

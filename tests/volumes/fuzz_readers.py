@@ -1,6 +1,7 @@
 """Damages scans of every format at random: reading must give a volume or a VoxelFMError, in bounded time and memory.
 
 Long runs: `python tests/volumes/fuzz_readers.py --count 5000 --seed 1`; each batch runs in a process with limits.
+`--only jls.dcm j2k.dcm tiles.dcm rle.dcm jpeg.dcm` damages compressed pixels only.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import importlib.util
+import io
 import random
 import resource
 import subprocess
@@ -17,15 +19,18 @@ import time
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
+
 MEMORY_LIMIT = 4 << 30
 SECONDS_PER_MUTANT = 20
 BATCH = 50
+PIXEL_DATA = b"\xe0\x7f\x10\x00"
+STREAMS = ("rle.dcm", "j2k.dcm", "tiles.dcm", "jls.dcm", "jpeg.dcm")
 
 
 def make_seeds(folder: Path, writers: ModuleType) -> dict[str, bytes]:
     """Small good files of all formats: name -> content."""
     import nibabel as nib
-    import numpy as np
     import pydicom
     import SimpleITK as sitk
     from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
@@ -52,6 +57,11 @@ def make_seeds(folder: Path, writers: ModuleType) -> dict[str, bytes]:
         except (RuntimeError, NotImplementedError):
             continue  # the encoder is an optional test dependency
         item.save_as(folder / f"{name}.dcm")
+    item = pydicom.dcmread(folder / "slice.dcm")
+    item.file_meta.TransferSyntaxUID = JPEG2000Lossless
+    item.PixelData = pydicom.encaps.encapsulate([jpeg2000_in_tiles(stored[0])])
+    item["PixelData"].VR, item["PixelData"].is_undefined_length = "OB", True
+    item.save_as(folder / "tiles.dcm")
     jpeg = sitk.GetImageFromArray(stored[:1])
     jpeg.SetMetaData("0008|0016", "1.2.840.10008.5.1.4.1.1.2")
     jpeg.SetMetaData("0008|0060", "CT")
@@ -63,15 +73,27 @@ def make_seeds(folder: Path, writers: ModuleType) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+def jpeg2000_in_tiles(stored: np.ndarray) -> bytes:
+    """A code stream with several tiles, tile parts and packet length markers, as pydicom's encoder writes none."""
+    from PIL import Image
+
+    stream = io.BytesIO()
+    options = {"tile_size": (16, 16), "plt": True, "progression": "RPCL", "no_jp2": True}
+    Image.fromarray(stored.astype("<u2")).save(stream, "JPEG2000", **options)
+    return stream.getvalue()
+
+
 def mutate(rng: random.Random, data: bytes, name: str) -> bytes:
-    """One to four random changes, most of them in the header."""
+    """One to four random changes, most of them in the header of the file or, where there is one, the code stream."""
     packed = name.endswith(".gz") and rng.random() < 0.7
     body = bytearray(gzip.decompress(data) if packed else data)
+    stream = data.rfind(PIXEL_DATA) if name in STREAMS and rng.random() < 0.6 else 0
     for _ in range(rng.randint(1, 4)):
-        reach = len(body) if rng.random() < 0.25 else min(len(body), 1600)
-        if not body:
+        first = min(stream, len(body))
+        reach = len(body) if rng.random() < 0.25 else min(len(body), first + (250 if first else 1600))
+        if first >= reach:
             break
-        at = rng.randrange(reach)
+        at = rng.randrange(first, reach)
         kind = rng.randrange(8)
         if kind == 0:
             body[at] = rng.randrange(256)
@@ -87,10 +109,10 @@ def mutate(rng: random.Random, data: bytes, name: str) -> bytes:
         elif kind == 5:
             body[at:at] = bytes(rng.randrange(256) for _ in range(rng.randint(1, 40)))
         elif kind == 6:
-            start = rng.randrange(reach)
+            start = rng.randrange(first, reach)
             body[at : at + 30] = body[start : start + 30]
         else:
-            digits = [n for n in range(reach) if 48 <= body[n] <= 57]
+            digits = [n for n in range(first, reach) if 48 <= body[n] <= 57]
             if digits:
                 where = rng.choice(digits)
                 body[where : where + 1] = rng.choice([b"9999999999", b"-1", b"nan", b"0", b"1e308", b"x", b" "])
@@ -138,6 +160,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="*", help="seed files to damage, by name")
     parser.add_argument("--batch", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -153,7 +176,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "seeds").mkdir()
-        make_seeds(folder / "seeds", _load_writers())
+        for seed in make_seeds(folder / "seeds", _load_writers()):
+            if options.only and seed not in options.only:
+                (folder / "seeds" / seed).unlink()
         first = 0
         while first < options.count:
             count = min(BATCH, options.count - first)

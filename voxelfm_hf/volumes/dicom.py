@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from voxelfm_hf.volumes.code_streams import LOSSY
 from voxelfm_hf.volumes.dicom_headers import KNOWN_MODALITIES, Slice, quiet_pydicom
-from voxelfm_hf.volumes.dicom_pixels import LOSSY, PixelReader
+from voxelfm_hf.volumes.dicom_pixels import PixelReader
 from voxelfm_hf.volumes.dicom_series import Folder, Spacing, Stack, same_place, scan_folder, slice_spacing
 from voxelfm_hf.volumes.errors import ScanError
 from voxelfm_hf.volumes.find import has_dicom_magic
@@ -183,8 +184,7 @@ def _read_pixels(path: Path, stack: Stack, spacing: Spacing, reader: PixelReader
     slots = np.arange(len(stack.slices)) if irregular else whole.astype(int)
     target = HounsfieldBuffer((len(stack.slices), *shape[1:])) if irregular else buffer
     padded = 0
-    for slot, item in zip(slots, stack.slices, strict=True):
-        stored = reader.read(item)
+    for slot, item, stored in zip(slots, stack.slices, reader.read_all(stack.slices), strict=True):
         filled, count = _without_padding(stored, item)
         padded += count
         if count:

@@ -1,27 +1,31 @@
-"""Stored pixel values of one DICOM image: straight from the file, or decoded by GDCM (JPEG 2000: Pillow)."""
+"""Stored pixel values of one DICOM image: straight from the file, or decoded by GDCM (JPEG 2000: OpenJPEG)."""
 
 from __future__ import annotations
 
 import io
+import os
 import tempfile
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from voxelfm_hf.volumes.code_streams import JPEG2000, READABLE, decode_jpeg2000, plausible
 from voxelfm_hf.volumes.dicom_headers import Slice, Storage
 from voxelfm_hf.volumes.errors import ScanError
 
 BIG_ENDIAN = "1.2.840.10008.1.2.2"
 _UNCOMPRESSED = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", BIG_ENDIAN}
-_RLE = "1.2.840.10008.1.2.5"
-_JPEG = {f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70, 80, 81)}
-_JPEG2000 = {f"1.2.840.10008.1.2.4.{n}" for n in (90, 91)}
-LOSSY = {f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 81, 91)}
+_MAX_THREADS = 4
 
 
 class PixelReader:
-    """Reads the stored values of slices; keeps one small scratch file for compressed ones.
+    """Reads the stored values of slices; keeps one small scratch file a thread for those that GDCM decodes.
 
     Compressed frames are wrapped in a new minimal file (geometry of the image matrix only) before GDCM sees
     them, so that a damaged or hostile header never reaches the C++ code and no patient data is copied.
@@ -29,14 +33,43 @@ class PixelReader:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._of_thread = threading.local()
+        self._scratch_files: list[Any] = []
 
     def __enter__(self) -> PixelReader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._folder is not None:
-            self._folder.cleanup()
+        for file in self._scratch_files:
+            file.close()
+
+    def read_all(self, slices: Sequence[Slice]) -> Iterator[np.ndarray]:
+        """Stored values of many images in their order; compressed ones are decoded by threads, a few ahead.
+
+        Args:
+            slices: of one series.
+
+        Yields:
+            As `read`.
+
+        Raises:
+            ScanError: as `read`.
+        """
+        threads = min(len(slices), _MAX_THREADS, os.cpu_count() or 1)
+        if threads == 1 or not slices[0].storage.encapsulated:
+            yield from map(self.read, slices)
+            return
+        ahead: deque[Future[np.ndarray]] = deque()
+        with ThreadPoolExecutor(threads) as pool:
+            try:
+                for item in slices:
+                    ahead.append(pool.submit(self.read, item))
+                    if len(ahead) > 2 * threads:
+                        yield ahead.popleft().result()
+                while ahead:
+                    yield ahead.popleft().result()
+            finally:
+                pool.shutdown(cancel_futures=True)
 
     def read(self, item: Slice) -> np.ndarray:
         """Stored values of one image.
@@ -75,36 +108,41 @@ class PixelReader:
 
     def _decode(self, item: Slice) -> np.ndarray:
         syntax, storage = item.storage.transfer_syntax, item.storage
-        if syntax not in _JPEG | _JPEG2000 and syntax != _RLE:
+        if syntax not in READABLE:
             raise ScanError(
                 f"{self._path}: its pixel compression ({syntax[:64] if _is_uid(syntax) else 'unknown syntax'}) "
                 "cannot be read; decompress the series first, e.g. with gdcmconv --raw."
             )
         frame = self._frame(item)
-        if not _plausible(frame, storage):
+        stored = None
+        if plausible(frame, storage):
+            decode = decode_jpeg2000 if syntax in JPEG2000 else self._decode_by_gdcm
+            stored = decode(frame, storage)
+        if stored is None or stored.size != storage.rows * storage.columns:
             raise self._damaged(item)
-        if syntax in _JPEG2000:
-            stored = _decode_jpeg2000(frame)
-            if stored is None or stored.size != storage.rows * storage.columns:
-                raise self._damaged(item)
-            return stored
+        return stored
+
+    def _decode_by_gdcm(self, frame: bytes, storage: Storage) -> np.ndarray | None:
         import SimpleITK
 
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="voxelfm-")
-        scratch = Path(self._folder.name) / "frame.dcm"
-        _write_minimal(scratch, frame, storage)
+        scratch = getattr(self._of_thread, "scratch", None)
+        if scratch is None:
+            scratch = tempfile.NamedTemporaryFile(prefix="voxelfm-", suffix=".dcm", buffering=0)  # noqa: SIM115
+            self._of_thread.scratch = scratch
+            self._scratch_files.append(scratch)
+        # Overwritten in place: to truncate a file before writing it can take longer than decoding a slice.
+        scratch.seek(0)
+        scratch.write(_minimal_file(frame, storage))
+        scratch.truncate()
         SimpleITK.ProcessObject.GlobalWarningDisplayOff()
         try:
             reader = SimpleITK.ImageFileReader()
             reader.SetImageIO("GDCMImageIO")
-            reader.SetFileName(str(scratch))
+            reader.SetFileName(scratch.name)
             stored = SimpleITK.GetArrayFromImage(reader.Execute())
         except RuntimeError:
-            raise self._damaged(item) from None
-        if stored.size != storage.rows * storage.columns or stored.dtype.kind not in "iu":
-            raise self._damaged(item)
-        return stored.reshape(-1)
+            return None
+        return stored.reshape(-1) if stored.dtype.kind in "iu" else None
 
     def _frame(self, item: Slice) -> bytes:
         """The code stream of one frame."""
@@ -142,72 +180,7 @@ def _used_bits(stored: np.ndarray, storage: Storage) -> np.ndarray:
     return values.astype(wide)
 
 
-def _plausible(frame: bytes, storage: Storage) -> bool:
-    """Whether a code stream's own header agrees with the image; GDCM can crash or take any memory where it does not."""
-    if storage.transfer_syntax != _RLE:
-        return _coded_size(frame, storage.transfer_syntax) == (storage.rows, storage.columns)
-    if len(frame) < 66:
-        return False
-    segments, *offsets = np.frombuffer(frame, "<u4", 16).tolist()
-    used = offsets[:segments]
-    return (
-        segments == storage.bits_allocated // 8
-        and used[0] == 64
-        and used == sorted(set(used))
-        and used[-1] < len(frame)
-    )
-
-
-def _coded_size(frame: bytes, syntax: str) -> tuple[int, int]:
-    """(rows, columns) that a JPEG family code stream claims, so that a lie is refused before memory is taken."""
-    if syntax in _JPEG2000:
-        at = frame.find(b"\xff\x4f\xff\x51")
-        if at < 0 or len(frame) < at + 24:
-            return (0, 0)
-        width, height, left, top = (int.from_bytes(frame[at + n : at + n + 4], "big") for n in (8, 12, 16, 20))
-        return height - top, width - left
-    at = 2
-    while at + 9 <= len(frame) and frame[at] == 0xFF:
-        marker = frame[at + 1]
-        if marker == 0xFF:
-            at += 1
-            continue
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) or marker == 0xF7:
-            return int.from_bytes(frame[at + 5 : at + 7], "big"), int.from_bytes(frame[at + 7 : at + 9], "big")
-        at += 2 + int.from_bytes(frame[at + 2 : at + 4], "big")
-    return (0, 0)
-
-
-def _decode_jpeg2000(frame: bytes) -> np.ndarray | None:
-    """Values of a one-component JPEG 2000 code stream, or None if it is damaged.
-
-    Through Pillow, because GDCM can crash on a damaged JPEG 2000 header. Pillow returns 16-bit images moved up to
-    fill the 16 bits and signed ones shifted to be positive; both are undone here.
-    """
-    import warnings
-
-    from PIL import Image
-
-    at = frame.find(b"\xff\x4f\xff\x51")
-    if len(frame) < at + 43 or frame[at + 40 : at + 42] != b"\0\x01":  # one component
-        return None
-    precision, signed = (frame[at + 42] & 0x7F) + 1, bool(frame[at + 42] & 0x80)
-    if precision > 16:
-        return None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # its warning about large images; the size has been checked
-            with Image.open(io.BytesIO(frame[at:]), formats=["JPEG2000"]) as image:
-                values = np.asarray(image)
-    except Exception:
-        return None
-    if values.ndim != 2 or values.dtype not in (np.uint8, np.uint16):
-        return None
-    stored = values.astype(np.int32) >> max(0, values.dtype.itemsize * 8 - precision)
-    return (stored - (1 << (precision - 1) if signed else 0)).reshape(-1)
-
-
-def _write_minimal(scratch: Path, frame: bytes, storage: Storage) -> None:
+def _minimal_file(frame: bytes, storage: Storage) -> bytes:
     """A DICOM file with nothing but the image matrix and one code stream."""
     header = _minimal_header(
         storage.transfer_syntax,
@@ -218,7 +191,7 @@ def _write_minimal(scratch: Path, frame: bytes, storage: Storage) -> None:
     frame += b"\0" * (len(frame) % 2)
     item, end = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
     pixels = b"\xe0\x7f\x10\x00OB\0\0\xff\xff\xff\xff" + item + bytes(4)  # undefined length, empty offset table
-    scratch.write_bytes(header + pixels + item + len(frame).to_bytes(4, "little") + frame + end + bytes(4))
+    return b"".join((header, pixels, item, len(frame).to_bytes(4, "little"), frame, end, bytes(4)))
 
 
 @lru_cache(maxsize=8)

@@ -1,0 +1,119 @@
+"""Compressed frames of DICOM images: what their own headers claim, and JPEG 2000 decoded from memory by OpenJPEG."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from voxelfm_hf.volumes.dicom_headers import Storage
+
+RLE = "1.2.840.10008.1.2.5"
+JPEG2000 = {f"1.2.840.10008.1.2.4.{n}" for n in (90, 91)}
+JPEG = {f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70, 80, 81)}  # JPEG-LS among them
+LOSSY = {f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 81, 91)}
+READABLE = JPEG | JPEG2000 | {RLE}
+_START_OF_JPEG2000 = b"\xff\x4f\xff\x51"
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """The image that a JPEG family code stream says it holds."""
+
+    rows: int
+    columns: int
+    precision: int  # bits
+    components: int
+    signed: bool = False
+
+
+def plausible(frame: bytes, storage: Storage) -> bool:
+    """Whether a frame's own header agrees with the image, so that a lie is refused before memory is taken.
+
+    Args:
+        frame: one code stream.
+        storage: the image that the DICOM header announces.
+    """
+    if storage.transfer_syntax == RLE:
+        return _plausible_rle(frame, storage)
+    claim = _jpeg2000_claim(frame) if storage.transfer_syntax in JPEG2000 else _jpeg_claim(frame)
+    return (
+        claim is not None
+        and (claim.rows, claim.columns, claim.components) == (storage.rows, storage.columns, 1)
+        and 1 <= claim.precision <= storage.bits_allocated
+    )
+
+
+def decode_jpeg2000(frame: bytes, storage: Storage) -> np.ndarray | None:
+    """Decode a plausible JPEG 2000 frame with OpenJPEG; GDCM can crash on damaged ones.
+
+    Args:
+        frame: one code stream, perhaps inside JP2 boxes.
+        storage: the image that the DICOM header announces.
+
+    Returns:
+        (rows * columns,) of the type in which such an image is stored uncompressed, or None for a damaged frame.
+    """
+    import openjpeg
+
+    claim = _jpeg2000_claim(frame)
+    try:
+        stored: Any = openjpeg.decode(frame[frame.find(_START_OF_JPEG2000) :], j2k_format=0, reshape=False)
+    except Exception:  # beside RuntimeError, whatever its wrapper meets in a damaged stream
+        return None
+    return _as_stored(stored, claim, storage)
+
+
+def _as_stored(raw: np.ndarray, claim: _Claim | None, storage: Storage) -> np.ndarray | None:
+    """Decoded bytes as the integers of the uncompressed image; its sign is the DICOM header's, as GDCM has it."""
+    count = storage.rows * storage.columns
+    if claim is None or raw.size % count:
+        return None
+    width = raw.size // count
+    if width not in (1, 2, 4) or width * 8 > storage.bits_allocated:
+        return None
+    kind = "i" if claim.signed else "u"
+    values = raw.view(f"<{kind}{width}").astype(f"<{kind}{storage.bits_allocated // 8}", copy=False)
+    return values.view(f"<{'i' if storage.signed else 'u'}{storage.bits_allocated // 8}")
+
+
+def _plausible_rle(frame: bytes, storage: Storage) -> bool:
+    if len(frame) < 66:
+        return False
+    segments, *offsets = np.frombuffer(frame, "<u4", 16).tolist()
+    used = offsets[:segments]
+    return (
+        segments == storage.bits_allocated // 8
+        and used[0] == 64
+        and used == sorted(set(used))
+        and used[-1] < len(frame)
+    )
+
+
+def _jpeg2000_claim(frame: bytes) -> _Claim | None:
+    at = frame.find(_START_OF_JPEG2000)
+    if at < 0 or len(frame) < at + 45:
+        return None
+    width, height, left, top = (_number(frame, at + n, 4) for n in (8, 12, 16, 20))
+    components, depth, steps = _number(frame, at + 40, 2), frame[at + 42], frame[at + 43 : at + 45]
+    if steps != b"\x01\x01":  # subsampled: fewer values than the size says
+        return None
+    return _Claim(height - top, width - left, (depth & 0x7F) + 1, components, bool(depth & 0x80))
+
+
+def _jpeg_claim(frame: bytes) -> _Claim | None:
+    at = 2
+    while at + 10 <= len(frame) and frame[at] == 0xFF:
+        marker = frame[at + 1]
+        if marker == 0xFF:
+            at += 1
+            continue
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) or marker == 0xF7:
+            return _Claim(_number(frame, at + 5, 2), _number(frame, at + 7, 2), frame[at + 4], frame[at + 9])
+        at += 2 + _number(frame, at + 2, 2)
+    return None
+
+
+def _number(data: bytes, start: int, length: int) -> int:
+    return int.from_bytes(data[start : start + length], "big")
