@@ -88,6 +88,7 @@ def learn_words(
         losses.append(float(loss.detach()))
         if (step + 1) % epoch_steps == 0:
             logger.info("words: epoch %d, loss %.4f", (step + 1) // epoch_steps, np.mean(losses[-epoch_steps:]))
+    parts.zero_grad()  # or the first step of the language model would take the last gradients here along
     with torch.no_grad():
         last: Any = network.projector[-1]
         factor = embeddings.norm(dim=-1).mean() / vectors.float().norm(dim=-1).mean()
