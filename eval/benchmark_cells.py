@@ -120,7 +120,16 @@ def _fitted(
             raise
         return [_unfit(data, task, test, str(error))]
     predictions = module.predict(probe, data, test)
-    return [{**part, **cost} for part in _column_sets(data, task, probe, predictions, save_map)]
+    parts = _column_sets(data, task, probe, predictions, save_map)
+    return [{**part, **cost, **_labelled(data, number, train)} for number, part in enumerate(parts)]
+
+
+def _labelled(data: TaskData, number: int, train: np.ndarray) -> dict[str, int]:
+    """How many training rows have a label of one target, for tasks with a column of numbers each."""
+    width = 2 if data.task == "survival" else 1
+    if data.task not in ("classification", "regression", "survival"):
+        return {}
+    return {"train_rows": int(np.isfinite(data.targets[train, number * width]).sum())}
 
 
 def _column_sets(

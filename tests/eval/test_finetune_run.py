@@ -1,0 +1,170 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+from typer.testing import CliRunner
+
+from tests.training.small_tuning import SCANS, make_tuning
+from voxelfm_hf.eval.apply_probe import ProbeReader
+from voxelfm_hf.eval.benchmark import run_benchmark
+from voxelfm_hf.eval.benchmark_recipe import BenchmarkRecipe
+from voxelfm_hf.eval.benchmark_report import write_benchmark
+from voxelfm_hf.eval.benchmark_results import score_benchmark
+from voxelfm_hf.eval.datasets import BenchmarkData
+from voxelfm_hf.eval.finetune_run import Tuner
+from voxelfm_hf.eval.labels import LabelTable, read_labels
+from voxelfm_hf.eval.probe_run import fit_and_evaluate
+from voxelfm_hf.eval.tasks import classification, survival
+from voxelfm_hf.features import EmbedOptions, Task, embed_scans
+from voxelfm_hf.recipes import to_recipe
+from voxelfm_hf.scan_list import Scan
+from voxelfm_hf.store import FeatureStore
+from voxelfm_hf.training.finetune_settings import FinetuneSettings
+from voxelfm_hf.volumes import read_volume
+
+SETTINGS = FinetuneSettings(epochs=1, batch_size=10, learning_rate=5e-4)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The small scans with a label table and a store of their frozen features."""
+    folder = tmp_path_factory.mktemp("tuning")
+    small = make_tuning(folder)
+    rng = np.random.default_rng(0)
+    labels = small.job.targets[:, 0]
+    rows = [
+        {
+            "id": name,
+            "path": f"scans/{index}.nii.gz",
+            "split": "train" if index < 20 else "val" if index < 30 else "test",
+            "stripes": "" if index in (3, 35) else int(labels[index]),
+            "other": int(rng.integers(0, 2)),
+            "time": round(float(rng.exponential()), 2),
+            "event": int(rng.integers(0, 2)),
+        }
+        for index, name in enumerate(small.ids)
+    ]
+    with open(folder / "labels.csv", "w", newline="") as file:
+        table = csv.DictWriter(file, rows[0])
+        table.writeheader()
+        table.writerows(rows)
+    tasks = [Task(Scan(name, path, named=True)) for name, path in zip(small.ids, small.scans, strict=True)]
+    embed_scans(tasks, small.model, folder / "store", EmbedOptions(dtype="float32"))
+    return small, tasks
+
+
+def test_frozen_is_what_voxelfm_probe_gives(made):
+    """Inputs kept in 16 bits move the frozen features, and the probe's answers, by less than any score shows."""
+    small, _ = made
+    store, labels = FeatureStore(small.folder / "store"), read_labels(small.folder / "labels.csv")
+    probe, reports, data, predictions = fit_and_evaluate(
+        store, labels, task="classification", read={"targets": ["stripes", "other"]}, fit={"seed": 3}
+    )
+    tuned = Tuner(small.model, small.inputs, SETTINGS).fit(data, mode="frozen", seed=3)
+    ours = classification.predict(tuned.probe, tuned.data, data.rows("test"))
+    np.testing.assert_allclose(ours, predictions, atol=2e-3)
+    assert tuned.cost.trainable_parameters == 2 * (24 + 1) and tuned.cost.peak_memory_mb > 50
+
+
+def test_a_tuned_model_is_calibrated_and_scored_as_a_probe_is(made):
+    small, _ = made
+    store, labels = FeatureStore(small.folder / "store"), read_labels(small.folder / "labels.csv")
+    data = classification.read(store, labels, targets=["stripes", "other"])
+    tuned = Tuner(small.model, small.inputs, SETTINGS).fit(data, mode="last_1", train=data.rows("train")[:15])
+    rows = data.rows("test")
+    found = classification.predict(tuned.probe, tuned.data, rows)
+    assert len(tuned.probe.config.threshold) == len(tuned.probe.config.temperature) == 2
+    facts = tuned.probe.config.fit["fine_tuning"]
+    assert facts["mode"] == "last_1" and facts["settings"]["epochs"] == 1
+    assert tuned.probe.config.fit["rows"]["train"] == 15
+    reports = classification.evaluate(found, tuned.data, rows, replicates=0)
+    truth = data.targets[rows, 0]
+    known = np.isfinite(truth)
+    assert known.sum() == len(rows) - 1 and reports["stripes"]["estimates"]["auroc"]["n"] == len(rows) - 1
+    assert reports["stripes"]["auroc"] == pytest.approx(roc_auc_score(truth[known], found[known, 0]))
+
+
+def test_survival_gets_its_baseline_hazard(made):
+    small, _ = made
+    data = survival.read(FeatureStore(small.folder / "store"), read_labels(small.folder / "labels.csv"))
+    tuned = Tuner(small.model, small.inputs, SETTINGS).fit(data, mode="lora")
+    assert tuned.probe.config.baseline_times and tuned.finetuned.epochs == 1
+    assert survival.predict(tuned.probe, tuned.data, data.rows("test")).shape == (18, 1)
+
+
+def test_command_leaves_adapters_and_a_probe_that_answer_from_a_file(made, tmp_path):
+    from voxelfm_hf.cli import app
+
+    small, _ = made
+    words = ["finetune", str(small.folder / "labels.csv"), "--labels", str(small.folder / "labels.csv")]
+    words += ["--task", "classification", "--target", "stripes", "--model", str(small.model), "--mode", "lora"]
+    words += ["--out", str(tmp_path / "out"), "--set", "epochs=2", "--set", "lora.rank=2", "--set", "batch_size=10"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert "stripes  auroc  frozen" in result.output and "parameters trained" in result.output
+    facts = json.loads((tmp_path / "out" / "adapter" / "finetuning.json").read_text())
+    assert facts["mode"] == "lora" and facts["base"] == "small" and len(facts["history"]) == 3
+    adapter = json.loads((tmp_path / "out" / "adapter" / "adapter_config.json").read_text())
+    assert adapter["r"] == 2 and adapter["base_model_name_or_path"] == "small"
+    written = b"".join(path.read_bytes() for path in (tmp_path / "out").glob("[am]*/*.json"))
+    assert str(small.folder).encode() not in written
+    # The base was a local folder: it has to lie beside the adapters.
+    (tmp_path / "out" / "small").symlink_to(small.model)
+    reader = ProbeReader(tmp_path / "out" / "probe", model=tmp_path / "out" / "adapter")
+    with open(tmp_path / "out" / "probe" / "predictions.csv", newline="") as file:
+        expected = {row["id"]: float(row["predicted_stripes"]) for row in csv.DictReader(file)}
+    for index in (30, 41):
+        answer = reader.answer(read_volume(small.scans[index]))
+        assert answer.values["stripes"] == pytest.approx(expected[f"s{index}"], abs=2e-3)
+    again = CliRunner().invoke(app, words)
+    assert again.exit_code != 0 and "exists already" in str(again.exception)
+
+
+def test_unknown_settings_are_one_sentence(made, tmp_path):
+    from voxelfm_hf.cli import app
+
+    small, _ = made
+    words = ["finetune", str(small.folder / "labels.csv"), "--labels", str(small.folder / "labels.csv")]
+    words += ["--task", "classification", "--target", "stripes", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, [*words, "--set", "epoch=2"])
+    assert result.exit_code != 0 and "did you mean epochs?" in str(result.exception)
+    result = CliRunner().invoke(app, [*words, "--set", "epochs=0"])
+    assert "epochs must be at least 1" in str(result.exception)
+
+
+def test_benchmark_has_every_mode_beside_the_frozen_encoder(made, tmp_path):
+    small, tasks = made
+    labels = read_labels(small.folder / "labels.csv")
+    data = BenchmarkData(tasks, LabelTable("labels.csv", labels.ids, labels.columns), small.folder)
+    recipe = to_recipe(
+        {
+            "data": "lidc",
+            "encoders": [{"kind": "voxelfm", "model": str(small.model)}],
+            "tasks": [{"task": "classification", "targets": ["stripes"]}],
+            "fine_tuning": ["frozen", "lora", "full"],
+            "tuning": {"epochs": 1, "batch_size": 10, "lora": {"rank": 2}},
+            "seeds": [0],
+            "replicates": 20,
+            "references": False,
+        },
+        BenchmarkRecipe,
+    )
+    run = run_benchmark(recipe, data, tmp_path / "out")
+    results = score_benchmark(run)
+    text = write_benchmark(run, results, tmp_path / "out")
+    assert not run.failures
+    with open(tmp_path / "out" / "results.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["metric"] == "auroc"]
+    assert [row["encoder"] for row in rows] == ["small", "small+frozen", "small+lora", "small+full"]
+    plain, frozen, lora, full = rows
+    assert len({row["n"] for row in rows}) == len({row["train_rows"] for row in rows}) == 1
+    assert float(frozen["value"]) == pytest.approx(float(plain["value"]), abs=0.02)
+    assert plain["seconds"] == "" and float(lora["seconds"]) > 0 and float(full["peak_memory_mb"]) > 50
+    assert float(frozen["trainable_parameters"]) == 25
+    assert float(lora["trainable_parameters"]) == 25 + 3 * 4 * 2 * (24 + 24)
+    assert float(full["trainable_parameters"]) > 10_000
+    assert "## Cost of fine-tuning" in text and "small+lora" in text
+    assert {row["second"] for row in results.comparisons} == {"small+frozen", "small+lora", "small+full"}
+    assert len(labels) == SCANS
