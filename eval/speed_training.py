@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from voxelfm_hf.eval.speed_model import eager_twin
 from voxelfm_hf.eval.timing import interleaved_seconds
+from voxelfm_hf.modeling.modeling_voxelfm import VoxelFMAttention, VoxelFMModel, eager_attention_forward
 from voxelfm_hf.training.attention import NAME as MATMUL_ATTENTION
 from voxelfm_hf.training.losses import koleo_loss
 from voxelfm_hf.training.masking import MIN_ASPECT, MIN_BLOCK_PATCHES, MaskSource
-from voxelfm_hf.training.optimizer import parameter_groups, set_rates
+from voxelfm_hf.training.optimizer import make_adamw, parameter_groups, set_rates
 from voxelfm_hf.training.pretrain_recipe import ModelSettings, PretrainRecipe, RunSettings
 from voxelfm_hf.training.self_distillation import HeadSettings, Student, Teacher
 from voxelfm_hf.training.targets import teacher_targets
@@ -43,7 +44,9 @@ class Speed:
         )
 
 
-def reduced_recipe(*, hidden_size: int = 216, num_layers: int = 4, batch_size: int = 2) -> PretrainRecipe:
+def reduced_recipe(
+    *, hidden_size: int = 216, num_layers: int = 4, batch_size: int = 2, num_prototypes: int = 8192
+) -> PretrainRecipe:
     """The published recipe with a narrower backbone and head; crops, masks and losses as published."""
     return PretrainRecipe(
         data="",
@@ -51,7 +54,7 @@ def reduced_recipe(*, hidden_size: int = 216, num_layers: int = 4, batch_size: i
         model=ModelSettings(
             hidden_size=hidden_size, num_hidden_layers=num_layers, num_attention_heads=hidden_size // 72 or 1
         ),
-        head=HeadSettings(hidden_size=512, bottleneck_size=128, num_prototypes=8192),
+        head=HeadSettings(hidden_size=512, bottleneck_size=128, num_prototypes=num_prototypes),
         run=RunSettings(batch_size=batch_size, total_batch=batch_size),
     )
 
@@ -76,9 +79,11 @@ class Step:
         self.source = MaskSource(0, 2 * batch, ratio_range=recipe.masks.ratio_range)
 
     def _make_optimizer(self) -> None:
-        groups = parameter_groups(self.student, num_layers=self.recipe.model.num_hidden_layers)
-        self.optimizer = torch.optim.AdamW(groups)
+        self.optimizer = self._adamw(parameter_groups(self.student, num_layers=self.recipe.model.num_hidden_layers))
         set_rates(self.optimizer, learning_rate=1e-4, last_layer_learning_rate=1e-4, weight_decay=0.04)
+
+    def _adamw(self, groups: list[dict]) -> torch.optim.Optimizer:
+        return make_adamw(groups, device=torch.device("cpu"))
 
     def masks(self) -> Tensor:
         """Masks of the next micro-batch."""
@@ -121,17 +126,57 @@ class Step:
         return {name: stop - start for name, (start, stop) in zip(names, itertools.pairwise(marks), strict=True)}
 
 
+class PlainAttention(VoxelFMAttention):
+    """Eager attention with the rotary formula written out, on the patch tokens alone:
+    even' = even cos - odd sin, odd' = even sin + odd cos, in fp32."""
+
+    def forward(self, hidden_states: Tensor, position_embeddings: Tensor, **kwargs) -> tuple[Tensor, Tensor]:
+        prefix = 1 + self.config.num_register_tokens
+        cos, sin = position_embeddings.real[prefix:, None], position_embeddings.imag[prefix:, None]
+
+        def rotated(states: Tensor) -> Tensor:
+            patches = states[:, prefix:].float()
+            even, odd = patches[..., 0::2], patches[..., 1::2]
+            turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
+            return torch.cat((states[:, :prefix], turned.to(states.dtype)), dim=1).transpose(1, 2)
+
+        shape = (*hidden_states.shape[:2], -1, self.head_dim)
+        query, key = rotated(self.q_proj(hidden_states).view(shape)), rotated(self.k_proj(hidden_states).view(shape))
+        value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
+        output, weights = eager_attention_forward(self, query, key, value, None, scaling=self.scaling)
+        return self.o_proj(output.flatten(2)), weights
+
+
+def plain_twin(backbone: VoxelFMModel) -> VoxelFMModel:
+    """The backbone with a Conv3d for the patches and `PlainAttention`, in the same weights."""
+    twin = eager_twin(backbone)
+    for module in twin.modules():
+        if isinstance(module, VoxelFMAttention):
+            module.__class__ = PlainAttention
+    return twin
+
+
 class PlainStep(Step):
-    """The same step as published code does it: eager attention, Conv3d patches, masks by loops over patches, all
-    logits and targets at once, one cross entropy a pair of views, a teacher update and a copy of it (the broadcast) a
-    parameter at a time."""
+    """The same step, built plainly from what is known of the published one.
+
+    Published facts: patches by a Conv3d; eager attention (softmax in fp32), the rotary formula on patch tokens only;
+    masks by Python loops over patches; one pass of each backbone a crop size; one cross entropy for each pair of a
+    student view and a teacher view; the iBOT mean taken image by image; the teacher updated and sent to all ranks at
+    every step, here as a copy of each parameter within the process (no wire is timed). Plain choices where the facts
+    are silent, none of them slow on purpose: all logits and targets at once, targets by `teacher_targets`, torch's
+    default AdamW, a loop over the parameters for the teacher. As in the package's step, heads see only CLS and masked
+    tokens, targets are computed once for both crops, and autocast is on.
+    """
 
     def __init__(self, recipe: PretrainRecipe, *, autocast: bool = True):
         super().__init__(recipe, autocast=autocast)
-        self.student.backbone = eager_twin(self.student.backbone).train()
-        self.teacher.backbone = eager_twin(self.teacher.backbone).requires_grad_(False)
+        self.student.backbone = plain_twin(self.student.backbone).train()
+        self.teacher.backbone = plain_twin(self.teacher.backbone).requires_grad_(False)
         self._make_optimizer()
         self.generator = np.random.default_rng(0)
+
+    def _adamw(self, groups: list[dict]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(groups)
 
     def masks(self) -> Tensor:
         count, patches = 2 * self.recipe.run.batch_size, math.prod(self.grid)
@@ -260,7 +305,8 @@ def step_speed(recipe: PretrainRecipe | None = None, *, rounds: int = 3) -> tupl
     seconds = interleaved_seconds({"ours": ours, "plain": plain}, rounds=rounds)
     parts = ours.parts()
     total = sum(parts.values())
-    name = f"step, width {recipe.model.hidden_size}, {recipe.run.batch_size} volumes"
+    prototypes = recipe.head.num_prototypes
+    name = f"step, width {recipe.model.hidden_size}, {recipe.run.batch_size} volumes, {prototypes} prototypes"
     return Speed(name, seconds["ours"], seconds["plain"]), {part: value / total for part, value in parts.items()}
 
 

@@ -73,6 +73,21 @@ def parameter_groups(
     return list(groups.values())
 
 
+def make_adamw(
+    groups: list[dict], *, device: torch.device, learning_rate: float = 0.0, betas: tuple[float, float] = (0.9, 0.999)
+) -> torch.optim.AdamW:
+    """AdamW over the groups; on a CPU in one pass over the numbers, where torch by default makes ten.
+
+    Args:
+        groups: from `parameter_groups`.
+        device: where the parameters are.
+        learning_rate: until `set_rates` is called.
+        betas: decay of the two moments.
+    """
+    # Elsewhere None leaves the choice to torch.
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True if device.type == "cpu" else None)
+
+
 def set_rates(
     optimizer: torch.optim.Optimizer, *, learning_rate: float, last_layer_learning_rate: float, weight_decay: float
 ) -> None:

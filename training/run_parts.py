@@ -15,7 +15,7 @@ from voxelfm_hf.training.attention import choose_attention
 from voxelfm_hf.training.checkpoints import Checkpoints
 from voxelfm_hf.training.loader import make_loader, open_stream
 from voxelfm_hf.training.masking import MaskSource
-from voxelfm_hf.training.optimizer import parameter_groups
+from voxelfm_hf.training.optimizer import make_adamw, parameter_groups
 from voxelfm_hf.training.pretrain_recipe import PretrainRecipe
 from voxelfm_hf.training.progress import Tally
 from voxelfm_hf.training.self_distillation import Student, Teacher
@@ -120,7 +120,9 @@ def _build_models(recipe: PretrainRecipe, accelerator: Accelerator) -> tuple[nn.
         layer_decay=settings.layer_decay,
         patch_embedding_multiplier=settings.patch_embedding_multiplier,
     )
-    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas)
+    optimizer = make_adamw(
+        groups, device=accelerator.device, learning_rate=settings.learning_rate, betas=settings.betas
+    )
     prepared, optimizer = accelerator.prepare(student, optimizer)
     prepared.train()
     return prepared, teacher, optimizer

@@ -71,7 +71,7 @@ class TeacherOutput:
         features: (2B, C) fp32 CLS vectors of the global crops, view-major.
         cls_targets: (2B, K) fp32 target distributions of the global crops.
         patch_rows: (M, width) head outputs of the masked patches, row-major over crops.
-        patch_prototypes: (K, width) teacher prototypes for them.
+        patch_prototypes: (K, width) teacher prototypes for them, in the dtype of products.
         patch_centre: (1, K) centre of their logits.
         temperature: teacher temperature.
     """
@@ -285,7 +285,7 @@ class Teacher(nn.Module):
             features=features,
             cls_targets=row_targets(cls_rows, prototypes, dino_centre, temperature=temperature),
             patch_rows=patch_rows,
-            patch_prototypes=patch_prototypes,
+            patch_prototypes=_in_autocast_dtype(patch_prototypes),
             patch_centre=ibot_centre,
             temperature=temperature,
         )
@@ -329,3 +329,9 @@ class Teacher(nn.Module):
 def _whole(parameter: Tensor) -> Tensor:
     """A parameter without its sharding (FSDP2 keeps a part on each rank)."""
     return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter.detach()
+
+
+def _in_autocast_dtype(weight: Tensor) -> Tensor:
+    """What autocast would make of a weight at every product; it remembers only weights that learn."""
+    device = weight.device.type
+    return weight.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else weight

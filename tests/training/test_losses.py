@@ -113,7 +113,9 @@ def test_ibot_loss_and_gradient_count_unmasked_images(published, max_logits):
     torch.testing.assert_close(student.grad, published["ibot.output.grad"], atol=1e-6, rtol=1e-5)
 
 
-def test_chunks_give_the_same_gradients_for_rows_and_prototypes():
+@pytest.mark.parametrize("in_cache", [2**21, 150])  # all rows at once, or blocks of 3 rows within chunks of 7
+def test_chunks_give_the_same_gradients_for_rows_and_prototypes(monkeypatch, in_cache):
+    monkeypatch.setattr(losses, "MAX_LOGITS_IN_CACHE", in_cache)
     generator = torch.Generator().manual_seed(0)
     rows, prototypes = torch.randn(23, 8, generator=generator), torch.randn(50, 8, generator=generator)
     probabilities = torch.softmax(torch.randn(23, 50, generator=generator), dim=-1)

@@ -8,7 +8,7 @@ import torch
 
 from tests.training.published_names import published_name
 from voxelfm_hf.modeling.configuration_voxelfm import VoxelFMConfig
-from voxelfm_hf.training.optimizer import multipliers, parameter_groups, set_rates
+from voxelfm_hf.training.optimizer import make_adamw, multipliers, parameter_groups, set_rates
 from voxelfm_hf.training.self_distillation import HeadSettings, LossSettings, Student
 
 HEAD = HeadSettings(hidden_size=8, bottleneck_size=4, num_prototypes=6)
@@ -55,3 +55,21 @@ def test_groups_hold_every_parameter_once_and_take_the_rates_of_a_step():
     assert rates[id(student.backbone.norm.weight)] == (2.0, 0.0)
     assert rates[id(student.backbone.layers[1].mlp.up_proj.weight)] == (pytest.approx(1.8), 0.5)
     assert rates[id(student.backbone.embeddings.cls_token)] == (pytest.approx(2.0 * 0.9**3), 0.5)
+
+
+def test_the_fused_optimiser_takes_the_steps_of_torchs_default():
+    students = [make_student() for _ in range(2)]
+    students[1].load_state_dict(students[0].state_dict())
+    ours = make_adamw(parameter_groups(students[0], num_layers=2), device=torch.device("cpu"))
+    plain = torch.optim.AdamW(parameter_groups(students[1], num_layers=2))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        for optimizer in (ours, plain):
+            set_rates(optimizer, learning_rate=1e-2, last_layer_learning_rate=0.0, weight_decay=0.1)
+        for own, other in zip(students[0].parameters(), students[1].parameters(), strict=True):
+            own.grad = torch.randn(own.shape, generator=generator)
+            other.grad = own.grad.clone()
+        ours.step()
+        plain.step()
+    for own, other in zip(students[0].parameters(), students[1].parameters(), strict=True):
+        torch.testing.assert_close(own, other, atol=1e-6, rtol=1e-5)
