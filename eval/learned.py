@@ -4,18 +4,21 @@ Frozen features of regions, of patients that pre-training has not seen, under a 
 the same architecture at random initialisation and against intensity histograms of the same cubes.
 
 - Tasks and their fields of view: `learned_cases`. The probe and its cross-validation by patient: `linear_probe`.
+- Readouts: the CLS vector, the mean of the patches, both (the one that counts, for all tasks), and the mean beside the
+  central patch. The last is told where the thing to name lies; so is the histogram it is held against.
 - Seed s draws the folds, and the weights of the untrained model: its scores are means over initialisations.
 - A score is the mean over seeds. Its interval resamples patients, with the predictions of all seeds kept: it covers the
   choice of patients, not another fit on other patients. Differences are paired: both sides under the same draws.
 
-`--curve` scores checkpoints instead, one number a task, and draws them against pre-training steps.
+`--curve` scores checkpoints instead, one number a task (2 seeds), and draws them against pre-training steps.
 """
 
 import logging
+import os
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +26,14 @@ import numpy as np
 import typer
 
 from voxelfm_hf.eval.learned_cases import CaseSet, lesion_cases, nodule_cases, organ_cases
-from voxelfm_hf.eval.learned_features import POOLINGS, histogram_features, model_features, untrained_model
+from voxelfm_hf.eval.learned_features import (
+    HISTOGRAM,
+    READOUT,
+    READOUTS,
+    histogram_features,
+    model_features,
+    untrained_model,
+)
 from voxelfm_hf.eval.learned_report import write_curve, write_results
 from voxelfm_hf.eval.linear_probe import out_of_fold
 from voxelfm_hf.eval.metrics.binary import auroc
@@ -32,9 +42,12 @@ from voxelfm_hf.eval.statistics import bootstrap, paired_bootstrap
 from voxelfm_hf.hub import load, resolve_model, weight_hash
 from voxelfm_hf.volumes.errors import ModelError, VoxelFMError
 
-TRAINED, UNTRAINED, HISTOGRAM = "trained", "untrained", "histogram"
+TRAINED, UNTRAINED = "trained", "untrained"
 # The tasks that pre-training has to help with; the nodules are reported, win or lose.
 DECISIVE = ("organ", "lesion")
+# A curve is read for its shape.
+CURVE_SEEDS = 2
+CURVE_READOUTS = ("CLS", "patch mean", READOUT)
 
 
 @dataclass(frozen=True)
@@ -42,14 +55,14 @@ class Settings:
     """How the comparison is made.
 
     Attributes:
-        phantoms: Synthetic lesions; with fewer than some hundreds a probe on 192 features scores by chance.
+        phantoms: Synthetic lesions; with fewer than some hundreds a probe on 384 features scores by chance.
         seeds: Draws of folds, and of untrained weights.
         splits: Splits of patients that pre-training has not seen.
         region_size: Edge of a cube in voxels; None takes the model's training crop.
         replicates: Of the bootstrap.
     """
 
-    phantoms: int = 600
+    phantoms: int = 3000
     seeds: int = 5
     splits: tuple[str, ...] = ("val", "test")
     region_size: int | None = None
@@ -87,13 +100,13 @@ def compare(model: str | Path, ct: Path, out: Path, settings: Settings) -> dict[
     rows, differences, tasks = [], [], {}
     for cases in read_cases(ct, out, settings):
         encoders = encode(folder, processor, cases, out, settings, region_size=region_size)
-        probabilities = {name: out_of_fold(f, cases.labels, cases.patients) for name, f in encoders.items()}
+        probabilities = {name: probe(features, cases) for name, features in encoders.items()}
         for name, covariates in cases.baselines.items():
-            probabilities[name] = out_of_fold([covariates] * settings.seeds, cases.labels, cases.patients)
+            probabilities[name] = probe([covariates] * settings.seeds, cases)
         if "diameter" in cases.baselines:
-            for name, features in encoders.items():
-                probabilities[f"diameter + {name}"] = out_of_fold(
-                    features, cases.labels, cases.patients, covariates=cases.baselines["diameter"]
+            for name in (f"{TRAINED} {READOUT}", f"{UNTRAINED} {READOUT}", HISTOGRAM):
+                probabilities[f"diameter + {name}"] = probe(
+                    encoders[name], cases, covariates=cases.baselines["diameter"]
                 )
         rows += [row(cases, name, found, settings) for name, found in probabilities.items()]
         differences += compared(cases, probabilities, settings)
@@ -114,17 +127,24 @@ def compare(model: str | Path, ct: Path, out: Path, settings: Settings) -> dict[
     }
 
 
+def probe(features: Sequence[np.ndarray], cases: CaseSet, *, covariates: np.ndarray | None = None) -> np.ndarray:
+    """Class probabilities (seeds, n, K) of a linear probe, each for a patient that it was not fitted on."""
+    # Small sets are done before other processes have started.
+    jobs = len(os.sched_getaffinity(0)) if len(cases.labels) >= 500 else 1
+    return out_of_fold(features, cases.labels, cases.patients, covariates=covariates, jobs=jobs)
+
+
 def better(differences: Sequence[dict[str, Any]]) -> dict[str, dict[str, bool]]:
-    """For each decisive task and pooling, whether both intervals, against the untrained twin and the histogram, are
+    """For each decisive task and readout, whether both intervals, against the untrained twin and the histogram, are
     above 0.
     """
     low = {(difference["task"], difference["encoder"]): difference["low"] for difference in differences}
     found: dict[str, dict[str, bool]] = {}
     for task in dict.fromkeys(task for task, _ in low if task in DECISIVE):
         found[task] = {
-            pooling: low[task, f"{TRAINED} {pooling} - {UNTRAINED} {pooling}"] > 0
-            and low[task, f"{TRAINED} {pooling} - {HISTOGRAM}"] > 0
-            for pooling in POOLINGS
+            readout: low[task, f"{TRAINED} {readout} - {UNTRAINED} {readout}"] > 0
+            and low[task, f"{TRAINED} {readout} - {histogram}"] > 0
+            for readout, histogram in READOUTS.items()
         }
     return found
 
@@ -138,10 +158,10 @@ def encode(
     trained = model_features(folder, cases, stores, region_size=region_size)
     fresh = [untrained_model(folder, out / "untrained", seed=seed) for seed in seeds]
     untrained = [model_features(one, cases, stores, region_size=region_size) for one in fresh]
-    encoders = {f"{TRAINED} {pooling}": [trained[pooling]] * settings.seeds for pooling in POOLINGS}
-    encoders |= {f"{UNTRAINED} {pooling}": [features[pooling] for features in untrained] for pooling in POOLINGS}
-    encoders[HISTOGRAM] = [histogram_features(cases, processor, region_size=region_size)] * settings.seeds
-    return encoders
+    encoders = {f"{TRAINED} {readout}": [trained[readout]] * settings.seeds for readout in READOUTS}
+    encoders |= {f"{UNTRAINED} {readout}": [features[readout] for features in untrained] for readout in READOUTS}
+    histograms = histogram_features(cases, processor, region_size=region_size)
+    return encoders | {name: [features] * settings.seeds for name, features in histograms.items()}
 
 
 def mean_over_seeds(labels: np.ndarray, probabilities: np.ndarray, *, weights: np.ndarray | None = None) -> np.ndarray:
@@ -168,12 +188,13 @@ def row(cases: CaseSet, encoder: str, probabilities: np.ndarray, settings: Setti
 
 
 def compared(cases: CaseSet, probabilities: dict[str, np.ndarray], settings: Settings) -> list[dict[str, Any]]:
-    """Every trained encoder against all that it has to beat, and what features add to the diameter."""
+    """Every readout of the trained model against the same of the untrained one, the histogram that is given as much,
+    and the baselines; and what features add to the diameter.
+    """
     pairs = [
-        (ours, theirs)
-        for ours in probabilities
-        for theirs in probabilities
-        if ours.startswith(TRAINED) and not theirs.startswith((TRAINED, "diameter +"))
+        (f"{TRAINED} {readout}", theirs)
+        for readout, histogram in READOUTS.items()
+        for theirs in (f"{UNTRAINED} {readout}", histogram, *cases.baselines)
     ]
     pairs += [(name, "diameter") for name in probabilities if name.startswith("diameter +")]
     found = []
@@ -192,7 +213,7 @@ def compared(cases: CaseSet, probabilities: dict[str, np.ndarray], settings: Set
 
 
 def curve(models: dict[int, Path], ct: Path, out: Path, settings: Settings) -> dict[str, Any]:
-    """One score a task, pooling and checkpoint, and those of the untrained model and the histogram.
+    """One score a task, readout and checkpoint, and those of the untrained model and the histogram.
 
     Args:
         models: Model folder by pre-training step; all of one architecture.
@@ -210,16 +231,16 @@ def curve(models: dict[int, Path], ct: Path, out: Path, settings: Settings) -> d
         tasks[cases.name] = {"target": cases.target, "metric": cases.metric}
 
         def score(features: Sequence[np.ndarray], cases: CaseSet = cases) -> float:
-            found = out_of_fold(features, cases.labels, cases.patients)
-            return float(mean_over_seeds(cases.labels, found.swapaxes(0, 1)))
+            return float(mean_over_seeds(cases.labels, probe(features, cases).swapaxes(0, 1)))
 
         encoders = encode(first, processor, cases, out, settings, region_size=region_size)
         references[cases.name] = {
-            name: score(features) for name, features in encoders.items() if not name.startswith(TRAINED)
+            name: score(encoders[name])
+            for name in (*(f"{UNTRAINED} {readout}" for readout in CURVE_READOUTS), HISTOGRAM)
         }
         for point, folder in zip(points, models.values(), strict=True):
             features = model_features(folder, cases, out / "stores", region_size=region_size)
-            point[cases.name] = {pooling: score([features[pooling]] * settings.seeds) for pooling in POOLINGS}
+            point[cases.name] = {readout: score([features[readout]] * settings.seeds) for readout in CURVE_READOUTS}
     return {"settings": asdict(settings), "tasks": tasks, "points": points, "references": references}
 
 
@@ -261,7 +282,7 @@ def main(
     models: Annotated[list[str], typer.Argument(help="A model folder; with --curve a run folder or STEP=FOLDER ...")],
     ct: Annotated[Path, typer.Option(help="Folder with lidc/ and openkbp/, each with a labels.csv.")],
     out: Annotated[Path, typer.Option(help="Results; phantoms and features stay there for the next run.")],
-    quick: Annotated[bool, typer.Option("--quick", help="300 phantoms and 2 seeds in place of 600 and 5.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="300 phantoms and 2 seeds in place of 3000 and 5.")] = False,
     with_curve: Annotated[bool, typer.Option("--curve", help="Score checkpoints against steps.")] = False,
     region_size: Annotated[int | None, typer.Option(help="Edge of a cube in voxels; the training crop.")] = None,
     splits: Annotated[str, typer.Option(help="Splits of patients that pre-training has not seen.")] = "val,test",
@@ -276,6 +297,7 @@ def main(
         phantoms=base.phantoms, seeds=base.seeds, splits=tuple(splits.split(",")), region_size=region_size
     )
     if with_curve:
+        settings = replace(settings, seeds=min(settings.seeds, CURVE_SEEDS))
         typer.echo(write_curve(curve(curve_models(models), ct, out, settings), out))
     elif len(models) > 1:
         raise ModelError("one model is compared at a time; several checkpoints make a --curve")

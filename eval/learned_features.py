@@ -16,8 +16,17 @@ from voxelfm_hf.volumes import read_volume
 from voxelfm_hf.volumes.errors import VoxelFMError
 
 HISTOGRAM_EDGES_HU = np.linspace(-1000, 1000, 33)
-# The two summaries of a region that are probed.
-POOLINGS = ("CLS", "patch mean")
+HISTOGRAM = "histogram"
+# What of a region's tokens is probed, and the histogram that is given as much: of the cube, or of the cube and of the
+# voxels of its central patch.
+READOUTS = {
+    "CLS": HISTOGRAM,
+    "patch mean": HISTOGRAM,
+    "CLS + patch mean": HISTOGRAM,
+    "patch mean + centre": f"{HISTOGRAM} + centre",
+}
+# The one that counts: both outputs of the encoder side by side, as is usual for linear probes of DINOv2.
+READOUT = "CLS + patch mean"
 
 
 def model_features(model: Path, cases: CaseSet, out: Path, *, region_size: int) -> dict[str, np.ndarray]:
@@ -30,7 +39,8 @@ def model_features(model: Path, cases: CaseSet, out: Path, *, region_size: int) 
         region_size: Edge of a cube in voxels, a multiple of the patch size.
 
     Returns:
-        By pooling, (n, C) in the order of the cases: the CLS vector, and the mean of the patch features.
+        By readout, (n, C) or (n, 2 C) in the order of the cases: the CLS vector, the mean of the patch features, both,
+        and the mean beside the patch at the cube's centre (the mean of the 8 nearest where the grid is even).
 
     Raises:
         VoxelFMError: a region cannot be embedded; scores over different regions would not compare.
@@ -44,8 +54,23 @@ def model_features(model: Path, cases: CaseSet, out: Path, *, region_size: int) 
     opened = FeatureStore(store)
     row = {identifier: number for number, identifier in enumerate(opened.ids)}
     cls = opened.cls[[row[identifier] for identifier in cases.identifiers]]
-    means = [opened.patches(identifier).astype(np.float32).mean((0, 1, 2)) for identifier in cases.identifiers]
-    return {"CLS": cls, "patch mean": np.stack(means)}
+    means, centres = [], []
+    for identifier in cases.identifiers:
+        grid = opened.patches(identifier).astype(np.float32)
+        means.append(grid.mean((0, 1, 2)))
+        centres.append(grid[centre_slices(grid.shape[:3])].mean((0, 1, 2)))
+    mean, centre = np.stack(means), np.stack(centres)
+    return {
+        "CLS": cls,
+        "patch mean": mean,
+        "CLS + patch mean": np.hstack((cls, mean)),
+        "patch mean + centre": np.hstack((mean, centre)),
+    }
+
+
+def centre_slices(shape: tuple[int, ...]) -> tuple[slice, ...]:
+    """The middle of a grid: one cell on axes of odd length, two on others."""
+    return tuple(slice((n - 1) // 2, n // 2 + 1) for n in shape)
 
 
 def untrained_model(model: Path, out: Path, *, seed: int) -> Path:
@@ -71,21 +96,26 @@ def untrained_model(model: Path, out: Path, *, seed: int) -> Path:
     return folder
 
 
-def histogram_features(cases: CaseSet, processor: VoxelFMImageProcessor, *, region_size: int) -> np.ndarray:
+def histogram_features(cases: CaseSet, processor: VoxelFMImageProcessor, *, region_size: int) -> dict[str, np.ndarray]:
     """Intensity histograms of the very cubes that the models see.
 
     Returns:
-        (n, 34): the square roots of the shares of 32 bins in [-1000, 1000] HU (values beyond count in the outer bins;
-        roots bring the many small shares to one scale), mean and standard deviation in HU.
+        `histogram`, (n, 34): the square roots of the shares of 32 bins in [-1000, 1000] HU (values beyond count in the
+        outer bins; roots bring the many small shares to one scale), mean and standard deviation in HU;
+        `histogram + centre`, (n, 68): the same of the voxels of the central patch (or 8 patches) beside it.
     """
-    found = {}
+    whole, centre = {}, {}
     for task in cases.tasks:
         volume = read_volume(task.scan.path)
         for region in task.regions:
             voxels, _ = processor.prepare_region(volume, region.centre_lps, region.edge_mm, region_size)
-            hu = voxels.numpy() * processor.image_std + processor.image_mean
-            found[region.identifier] = histogram(hu)
-    return np.stack([found[identifier] for identifier in cases.identifiers])
+            hu = (voxels.numpy() * processor.image_std + processor.image_mean).reshape((region_size,) * 3)
+            whole[region.identifier] = histogram(hu)
+            patches = centre_slices((region_size // processor.patch_size,) * 3)
+            middle = tuple(slice(s.start * processor.patch_size, s.stop * processor.patch_size) for s in patches)
+            centre[region.identifier] = histogram(hu[middle])
+    found = [np.stack([part[identifier] for identifier in cases.identifiers]) for part in (whole, centre)]
+    return {HISTOGRAM: found[0], f"{HISTOGRAM} + centre": np.hstack(found)}
 
 
 def histogram(hu: np.ndarray) -> np.ndarray:

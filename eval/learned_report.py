@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from voxelfm_hf.eval.learned_features import READOUT
 from voxelfm_hf.files import written_file
 
 FIELDS = ("encoder", "task", "target", "metric", "value", "low", "high", "n", "seeds")
@@ -66,9 +67,10 @@ def results_table(results: dict[str, Any]) -> str:
             ),
             "",
         ]
-    for name, poolings in results["better"].items():
-        verdicts = ", ".join(f"{pooling} {'yes' if is_better else 'no'}" for pooling, is_better in poolings.items())
+    for name, readouts in results["better"].items():
+        verdicts = ", ".join(f"{readout} {'yes' if is_better else 'no'}" for readout, is_better in readouts.items())
         lines.append(f"Better than the untrained model and the histogram, intervals above 0, on {name}: {verdicts}.")
+    lines.append(f"The readout that counts, the same for all tasks: {READOUT}.")
     return "\n".join(lines)
 
 
@@ -78,13 +80,13 @@ def write_curve(curve: dict[str, Any], out: Path) -> str:
         path.write_text(json.dumps(curve, indent=1) + "\n")
     with written_file(out / "curve.png") as path:
         _lines(curve).savefig(path, format="png", dpi=120)
-    columns = [(task, pooling) for task in curve["tasks"] for pooling in curve["points"][0][task]]
+    columns = [(task, readout) for task in curve["tasks"] for readout in curve["points"][0][task]]
     lines = [
-        "| step | " + " | ".join(f"{task}, {pooling}" for task, pooling in columns) + " |",
+        "| step | " + " | ".join(f"{task}, {readout}" for task, readout in columns) + " |",
         "|---" * (len(columns) + 1) + "|",
     ]
     for point in curve["points"]:
-        scores = " | ".join(f"{point[task][pooling]:.3f}" for task, pooling in columns)
+        scores = " | ".join(f"{point[task][readout]:.3f}" for task, readout in columns)
         lines.append(f"| {point['step']} | {scores} |")
     text = "\n".join(lines)
     with written_file(out / "curve.md") as path:
@@ -124,13 +126,13 @@ def _lines(curve: dict[str, Any]):
     axes = figure.subplots(1, len(curve["tasks"]), squeeze=False)[0]
     steps = [point["step"] for point in curve["points"]]
     for axis, (name, task) in zip(axes, curve["tasks"].items(), strict=True):
-        styles = {pooling: style for pooling, style in zip(curve["points"][0][name], ("-", "--"), strict=True)}
-        for pooling, style in styles.items():
-            scores = [point[name][pooling] for point in curve["points"]]
-            axis.plot(steps, scores, style, marker="o", color=COLOURS["trained"], label=f"trained {pooling}")
+        styles = dict(zip(curve["points"][0][name], ("-", "--", "-."), strict=False))
+        for readout, style in styles.items():
+            scores = [point[name][readout] for point in curve["points"]]
+            axis.plot(steps, scores, style, marker="o", color=COLOURS["trained"], label=f"trained {readout}")
         for encoder, score in curve["references"][name].items():
-            style = next((s for pooling, s in styles.items() if encoder.endswith(pooling)), ":")
-            axis.axhline(score, linestyle=style, color=COLOURS[encoder.split()[0]], label=encoder)
+            kind, _, readout = encoder.partition(" ")
+            axis.axhline(score, linestyle=styles.get(readout, ":"), color=COLOURS[kind], label=encoder)
         axis.set_xlabel("pre-training step")
         axis.set_ylabel(METRICS[task["metric"]])
         axis.set_title(task["target"], fontsize=9, wrap=True)

@@ -1,6 +1,6 @@
 """A linear probe by patient-grouped cross-validation: every region is scored by a probe that never saw its patient."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -18,6 +18,7 @@ def out_of_fold(
     covariates: np.ndarray | None = None,
     folds: int = 5,
     strengths: Sequence[float] = STRENGTHS,
+    jobs: int = 1,
 ) -> np.ndarray:
     """Class probabilities of every row, each from a probe fitted on other patients; one draw of folds for each seed.
 
@@ -32,6 +33,7 @@ def out_of_fold(
             regression that is fitted on scores the inner cross-validation held out (two classes only).
         folds: Of the outer cross-validation.
         strengths: C to choose from, ascending.
+        jobs: Processes that share the folds.
 
     Returns:
         (seeds, n, K) probabilities.
@@ -39,8 +41,8 @@ def out_of_fold(
     Raises:
         LabelError: fewer than two classes, or a class in fewer patients than folds.
     """
+    from joblib import Parallel, delayed
     from sklearn.model_selection import StratifiedGroupKFold
-    from threadpoolctl import threadpool_limits
 
     labels, patients = np.asarray(labels), np.asarray(patients)
     present = np.unique(labels)
@@ -51,12 +53,16 @@ def out_of_fold(
             "classes or more and every class in as many patients as folds"
         )
     found = np.zeros((len(features), len(labels), labels.max() + 1))
-    # The fits are tiny: threads would only wait for each other.
-    with threadpool_limits(1):
-        for seed, values in enumerate(features):
-            splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-            for train, test in splitter.split(values, labels, patients):
-                found[seed, test] = _fold(values, labels, patients, covariates, train, test, strengths, seed)
+    parts = []
+    for seed, values in enumerate(features):
+        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        parts += [(seed, train, test) for train, test in splitter.split(values, labels, patients)]
+    fitted = Parallel(n_jobs=jobs)(
+        delayed(_fold)(features[seed], labels, patients, covariates, train, test, strengths, seed)
+        for seed, train, test in parts
+    )
+    for (seed, _, test), probabilities in zip(parts, fitted, strict=True):
+        found[seed, test] = probabilities
     return found
 
 
@@ -71,47 +77,65 @@ def _fold(
     seed: int,
 ) -> np.ndarray:
     """Probabilities (m, K) of the test rows from a probe on the training rows."""
+    from threadpoolctl import threadpool_limits
+
     classes = labels.max() + 1
-    strength, scores = _strength(features[train], labels[train], patients[train], classes, strengths, seed)
-    (probabilities,) = _fit(features[train], labels[train], [strength], features[test], classes)
-    if covariates is None:
-        return probabilities
-    inner = np.column_stack([_log_odds(scores), covariates[train]])
-    outer = np.column_stack([_log_odds(probabilities), covariates[test]])
-    return _fit(inner, labels[train], [1.0], outer, classes)[0]
+    # The fits are tiny: threads would only wait for each other.
+    with threadpool_limits(1):
+        strength, scores = _strength(features[train], labels[train], patients[train], classes, strengths, seed)
+        probabilities = _fit(features[train], labels[train], strength, features[test], classes)
+        if covariates is None:
+            return probabilities
+        inner = np.column_stack([_log_odds(scores), covariates[train]])
+        outer = np.column_stack([_log_odds(probabilities), covariates[test]])
+        return _fit(inner, labels[train], 1.0, outer, classes)
 
 
 def _strength(
     features: np.ndarray, labels: np.ndarray, patients: np.ndarray, classes: int, strengths: Sequence[float], seed: int
 ) -> tuple[float, np.ndarray]:
-    """The best C and the probabilities (n, K) that its probes gave to the rows they were not fitted on."""
+    """The best C and the probabilities (n, K) that its probes gave to the rows they were not fitted on.
+
+    The loss has one valley over C: the search, from small to large, ends where it rises.
+    """
     from sklearn.model_selection import StratifiedGroupKFold
 
     splitter = StratifiedGroupKFold(INNER_FOLDS, shuffle=True, random_state=seed)
-    held_out = np.zeros((len(strengths), len(labels), classes))
-    for train, test in splitter.split(features, labels, patients):
-        held_out[:, test] = _fit(features[train], labels[train], strengths, features[test], classes)
+    splits = list(splitter.split(features, labels, patients))
+    fits = [_fits(features[train], labels[train], strengths, features[test], classes) for train, test in splits]
     weights = 1 / np.bincount(labels, minlength=classes)[labels]
-    likelihoods = np.log(np.clip(held_out[:, np.arange(len(labels)), labels], 1e-6, None))
-    best = int((likelihoods @ weights).argmax())
-    return strengths[best], held_out[best]
+    best, highest, chosen = strengths[0], -np.inf, np.zeros((len(labels), classes))
+    for strength, *probabilities in zip(strengths, *fits, strict=True):
+        held_out = np.zeros((len(labels), classes))
+        for (_, test), part in zip(splits, probabilities, strict=True):
+            held_out[test] = part
+        likelihood = np.log(np.clip(held_out[np.arange(len(labels)), labels], 1e-6, None)) @ weights
+        if likelihood <= highest:
+            break
+        best, highest, chosen = strength, likelihood, held_out
+    return best, chosen
 
 
-def _fit(
+def _fits(
     features: np.ndarray, labels: np.ndarray, strengths: Sequence[float], test: np.ndarray, classes: int
-) -> np.ndarray:
-    """Probabilities (strengths, m, K) of the test rows; 0 for classes without a training row."""
+) -> Iterator[np.ndarray]:
+    """Probabilities (m, K) of the test rows at one strength after the other; 0 for classes without a training row."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(features)
     # From weak to strong, each fit starts where the one before ended.
     probe = LogisticRegression(class_weight="balanced", max_iter=1000, tol=1e-4, warm_start=True)
-    found = np.zeros((len(strengths), len(test), classes))
-    for index, strength in enumerate(strengths):
+    for strength in strengths:
         probe.set_params(C=strength).fit(scaler.transform(features), labels)
-        found[index][:, probe.classes_] = probe.predict_proba(scaler.transform(test))
-    return found
+        found = np.zeros((len(test), classes))
+        found[:, probe.classes_] = probe.predict_proba(scaler.transform(test))
+        yield found
+
+
+def _fit(features: np.ndarray, labels: np.ndarray, strength: float, test: np.ndarray, classes: int) -> np.ndarray:
+    """Probabilities (m, K) of the test rows at one strength."""
+    return next(_fits(features, labels, [strength], test, classes))
 
 
 def _log_odds(probabilities: np.ndarray) -> np.ndarray:

@@ -14,7 +14,13 @@ from voxelfm_hf.data.phantom_facts import LESION_TYPES
 from voxelfm_hf.data.write_scan import write_nifti
 from voxelfm_hf.eval import learned
 from voxelfm_hf.eval.learned_cases import CaseSet, lesion_cases, mask_centre, nodule_cases, organ_cases
-from voxelfm_hf.eval.learned_features import histogram, histogram_features, model_features, untrained_model
+from voxelfm_hf.eval.learned_features import (
+    centre_slices,
+    histogram,
+    histogram_features,
+    model_features,
+    untrained_model,
+)
 from voxelfm_hf.eval.learned_report import write_curve, write_results
 from voxelfm_hf.eval.linear_probe import out_of_fold
 from voxelfm_hf.features import Task
@@ -77,7 +83,10 @@ def test_histogram_of_a_constant_cube():
 
 
 def test_histograms_are_in_hu_and_tell_classes_of_hu(cases):
-    features = histogram_features(cases, VoxelFMImageProcessor(patch_size=8), region_size=16)
+    found = histogram_features(cases, VoxelFMImageProcessor(patch_size=8), region_size=16)
+    features, beside = found["histogram"], found["histogram + centre"]
+    np.testing.assert_array_equal(beside[:, :34], features)
+    np.testing.assert_array_equal(beside[:, 34:], features)  # 2 patches an axis: the central 8 are the cube
     expected = np.array([-200, 40, 300])[cases.labels]
     assert np.abs(features[:, 32] - expected).max() < 1
     found = out_of_fold([features], cases.labels, cases.patients)
@@ -151,10 +160,26 @@ def test_features_follow_the_order_of_the_cases_and_differ_between_twins(model, 
     twin = untrained_model(model, tmp_path, seed=0)
     ours, theirs = (model_features(folder, cases, tmp_path / "stores", region_size=16) for folder in (model, twin))
     assert ours["CLS"].shape == ours["patch mean"].shape == (30, 24)
+    np.testing.assert_array_equal(ours["CLS + patch mean"], np.hstack((ours["CLS"], ours["patch mean"])))
+    np.testing.assert_allclose(ours["patch mean + centre"], np.tile(ours["patch mean"], 2), atol=1e-6)
     assert not np.allclose(ours["CLS"], theirs["CLS"], atol=1e-2)
     backwards = CaseSet(**{**vars(cases), "identifiers": cases.identifiers[::-1]})
     again = model_features(model, backwards, tmp_path / "stores", region_size=16)
     np.testing.assert_array_equal(again["CLS"], ours["CLS"][::-1])
+
+
+def test_the_centre_of_a_cube_is_its_middle_patch_or_the_middle_eight(tmp_path):
+    hu = np.full((24, 24, 24), -1000, np.int16)
+    hu[8:16, 8:16, 8:16] = 700
+    path = write_nifti(Volume.from_array(hu, spacing=(1, 1, 1)), tmp_path / "cube.nii.gz")
+    region = Region("r", (11.5, 11.5, 11.5), 24.0)
+    case = CaseSet(
+        "one", "HU", ("a",), np.zeros(1, int), np.zeros(1, int), [Task(Scan("s", path, named=True), (region,))], ["r"],
+        24.0, "0",
+    )  # fmt: skip
+    beside = histogram_features(case, VoxelFMImageProcessor(patch_size=8), region_size=24)["histogram + centre"]
+    assert beside[0, 34 + 32] == pytest.approx(700, abs=1) and beside[0, 34 + 33] == pytest.approx(0, abs=1)
+    assert centre_slices((5, 4, 1)) == (slice(2, 3), slice(1, 3), slice(0, 1))
 
 
 def test_mask_centre_lies_in_the_mask_and_in_lps(tmp_path):
@@ -280,14 +305,15 @@ def test_a_second_run_reads_the_stores(model, cases, tmp_path, monkeypatch):
 
 
 def test_verdict_needs_both_intervals_above_zero():
-    lows = {"untrained CLS": 0.01, "histogram": -0.01, "untrained patch mean": 0.02}
     differences = [
-        {"task": task, "encoder": f"trained {pooling} - {other}", "low": low + (pooling == "patch mean") * 0.05}
+        {"task": task, "encoder": f"trained {readout} - {other}", "low": low}
         for task in ("organ", "nodule")
-        for pooling in ("CLS", "patch mean")
-        for other, low in lows.items()
+        for readout, histogram in learned.READOUTS.items()
+        for other, low in ((f"untrained {readout}", 0.01), (histogram, 0.02 if readout == "patch mean" else -0.01))
     ]
-    assert learned.better(differences) == {"organ": {"CLS": False, "patch mean": True}}
+    # The nodules are reported, win or lose.
+    verdict = dict.fromkeys(learned.READOUTS, False) | {"patch mean": True}
+    assert learned.better(differences) == {"organ": verdict}
 
 
 def test_curve_from_a_folder_of_checkpoints(model, cases, tmp_path, monkeypatch):
