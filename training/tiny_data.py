@@ -8,7 +8,9 @@ packaged recipe `tiny` on these data.
 
 import argparse
 import csv
+import os
 import sys
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from voxelfm_hf.data.phantom import make_phantom
 from voxelfm_hf.data.prepare import prepare
 from voxelfm_hf.data.write_scan import write_nifti
 from voxelfm_hf.files import written_file
+from voxelfm_hf.read_ahead import WorkerCrash, read_ahead
 from voxelfm_hf.volumes.errors import LabelError, VoxelFMError
 
 # What each data set is, for cards: contents, licence, who has to be named.
@@ -74,16 +77,29 @@ def train_list(ct: Path, name: str, out: Path) -> Path:
 
 def write_phantoms(name: str, count: int, folder: Path) -> Path:
     """Writes `count` synthetic scans as NIfTI: whole chests, or fields of view of 64 mm round a lesion."""
-    for seed in tqdm(range(FIRST_SEED[name], FIRST_SEED[name] + count), desc=name, unit="scan", disable=None):
-        path = folder / f"phantom-{seed:06d}.nii.gz"
-        if path.exists():
-            continue
-        if name == "phantom_chests":
-            phantom = make_phantom(seed, shape=(96, 128, 128))
-        else:
-            phantom = make_phantom(seed, shape=(64, 64, 64), spacing=(1.0, 1.0, 1.0), center_on="lesion")
-        write_nifti(phantom.volume, path)
+    paths = [folder / f"phantom-{FIRST_SEED[name] + number:06d}.nii.gz" for number in range(count)]
+    missing = [path for path in paths if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    work = read_ahead(
+        partial(_write_phantom, name), missing, workers=len(os.sched_getaffinity(0)), setup=_nothing_to_set_up
+    )
+    for path, result in tqdm(work, total=len(missing), desc=name, unit="scan", disable=None):
+        if isinstance(result, WorkerCrash):
+            raise VoxelFMError(f"the process that made {path.name} died: free some memory and run the command again")
     return folder
+
+
+def _write_phantom(name: str, path: Path) -> None:
+    seed = int(path.name.removeprefix("phantom-").removesuffix(".nii.gz"))
+    if name == "phantom_chests":
+        phantom = make_phantom(seed, shape=(96, 128, 128))
+    else:
+        phantom = make_phantom(seed, shape=(64,) * 3, spacing=(1.0,) * 3, center_on="lesion")
+    write_nifti(phantom.volume, path)
+
+
+def _nothing_to_set_up() -> None:
+    pass
 
 
 def write_recipe(folder: Path) -> Path:
