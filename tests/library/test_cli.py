@@ -144,6 +144,7 @@ def test_probe_fits_and_answers_from_a_file(small_model, tmp_path):
     assert answered.returncode == 3 and "gone.nii" in answered.stderr
     answer = json.loads(answered.stdout)
     assert 0 <= answer["values"]["effusion"] <= 1
-    assert (tmp_path / "answers" / "0.nii.gz" / "picture.png").is_file()
+    assert (tmp_path / "answers" / "scans" / "0.nii.gz" / "picture.png").is_file()
+    assert "gone.nii" in (tmp_path / "answers" / "failures.csv").read_text()
     wrong = voxelfm("probe", store, tmp_path / "labels.csv", "--task", "nonsense", "--out", tmp_path / "x")
     assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
