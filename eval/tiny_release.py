@@ -11,12 +11,12 @@ import platform
 import shutil
 import sys
 from datetime import date
-from importlib import resources
 from pathlib import Path
 
 import torch
 import yaml
 
+from voxelfm_hf.cards import backbone_card
 from voxelfm_hf.files import written_folder
 from voxelfm_hf.hub import load
 from voxelfm_hf.training.tiny_data import SOURCES
@@ -77,7 +77,7 @@ def write_release(run: Path, results: Path, out: Path) -> Path:
             raise ModelError(f"the weights take {size / 1e6:.1f} MB, more than {MAX_MEGABYTES}")
         for picture in pictures:
             shutil.copy(picture, folder)
-        card = _card(
+        card = backbone_card(
             name="VoxelFM tiny",
             summary=SUMMARY,
             limits=LIMITS,
@@ -85,9 +85,9 @@ def write_release(run: Path, results: Path, out: Path) -> Path:
             skipped=f"{data['skipped']} volumes were skipped: one side has too few voxels (`min_side` in the recipe).",
             steps=steps,
             batch=batch,
-            # mean speed between log entries; waiting for data included
-            hours=steps * batch / (sum(s["volumes_per_second"] for s in speeds) / len(speeds)) / 3600,
-            device=f"{environment['device']} ({environment['processes']} process, {os.cpu_count()} cores)",
+            # from the speeds between log entries, which lie equally many steps apart; waiting for data included
+            hours=steps * batch * sum(1 / s["volumes_per_second"] for s in speeds) / len(speeds) / 3600,
+            device=f"{environment['device']} (processes: {environment['processes']}, cores: {os.cpu_count()})",
             machine=f"{os.cpu_count()} cores of {platform.machine()}",
             precision=recipe["run"]["mixed_precision"],
             parameters=f"{model.num_parameters():,}",
@@ -105,20 +105,6 @@ def write_release(run: Path, results: Path, out: Path) -> Path:
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
     return out
-
-
-def _card(**values) -> str:
-    """The card, rendered with the Hub's metadata header."""
-    from huggingface_hub import ModelCard, ModelCardData
-
-    header = ModelCardData(
-        license="apache-2.0",
-        library_name="transformers",
-        pipeline_tag="image-feature-extraction",
-        tags=["medical", "computed-tomography", "radiology", "3d", "self-supervised", "voxelfm"],
-    )
-    template = resources.files("voxelfm_hf.model_cards").joinpath("backbone.md").read_text(encoding="utf-8")
-    return str(ModelCard.from_template(header, template_str=template, **values))
 
 
 def main() -> int:
