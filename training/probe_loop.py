@@ -21,7 +21,7 @@ from voxelfm_hf.training.probe_stacks import ClsStack, PatchStack, State, initia
 from voxelfm_hf.training.voxel_windows import random_window
 
 # Fixed windows of each validation scan that a segmentation is watched on.
-VALIDATION_WINDOWS = 3
+VALIDATION_WINDOWS = 4
 LAST_BIAS = {"linear": "bias", "mlp": "bias", "pooler": "classifier.bias"}
 
 
@@ -214,9 +214,13 @@ class FitGroup:
             # A class nobody looked for leaves the softmax: it may well be in what is labelled background.
             outputs = outputs.masked_fill(~classes, -1e4)
             targets = window.labels.flatten().to(self.device)[None, :, None]
+            scored = classes & (torch.arange(len(classes), device=self.device) > 0)
+            if self.settings.dice and not training:
+                # The cross entropy of a few voxels that are surely wrong rises long before the maps get worse.
+                losses.append(dice_loss(outputs, targets, scored))
+                continue
             loss = self.objective(outputs, targets, self._class_weights()[targets[..., 0].clamp_min(0)])
             if self.settings.dice:
-                scored = classes & (torch.arange(len(classes), device=self.device) > 0)
                 loss = loss + self.settings.dice * dice_loss(outputs, targets, scored)
             losses.append(loss)
         return torch.stack(losses).mean(0)

@@ -28,7 +28,7 @@ class ProbeSettings:
         noise_probability: Chance that a batch gets that noise.
         schedule: "constant", or "cosine": the learning rate falls to 0 over the epochs.
         window: Segmentation: edge in patches of the random windows a scan is seen by; None takes whole scans.
-        dice: Segmentation: weight of the soft Dice loss beside the cross entropy.
+        dice: Segmentation: weight of the soft Dice loss beside the cross entropy; with any, Dice decides when to stop.
         balance: Give both classes of a label the same total weight; outputs are moved back to the prevalence after. In
             segmentation a class weighs 1 / sqrt(its share of the voxels), so that small organs are not drowned.
     """
