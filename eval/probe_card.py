@@ -75,7 +75,7 @@ def write_probe_card(
     headlines = [row for row in rows if row["metric"] in HEADLINES]
     base = str(config.base_model_name_or_path or "an unnamed backbone")
     on_hub = "/" in base
-    targets = ", ".join(config.id2label.values()) if data.task == "classification" else ", ".join(data.names)
+    targets = ", ".join(_names(config)) if data.task == "classification" else ", ".join(data.names)
     counts = {split: _counts(data, split) for split in ("train", "val", "test")}
     return probe_card(
         task=data.task,
@@ -195,9 +195,14 @@ def _cost(fit: Mapping[str, Any]) -> str:
     )
 
 
+def _names(config: Any) -> list[str]:
+    """Names of the outputs, in their order."""
+    return [config.id2label[i] for i in range(config.num_classes)]
+
+
 def _calibration(probe: VoxelFMProbe, data: TaskData) -> str:
     config = probe.config
-    names = [config.id2label[i] for i in range(config.num_classes)]
+    names = _names(config)
     if config.temperature and config.is_single_label:
         return f"One temperature for all classes: {number(config.temperature[0])}."
     if config.temperature:
@@ -207,7 +212,10 @@ def _calibration(probe: VoxelFMProbe, data: TaskData) -> str:
             lines.append(f"| {cell(name)} | {number(temperature)} | {number(threshold)} |")
         return "\n".join(lines)
     if config.interval_half_width:
-        lines = [f"| target | half width of the {100 * config.interval_level:g} % prediction interval |", "|---|---|"]
+        lines = [
+            f"| target | half width of the {100 * (config.interval_level or 0):g} % prediction interval |",
+            "|---|---|",
+        ]
         units = config.target_unit or [""] * len(names)
         for name, width, unit in zip(names, config.interval_half_width, units, strict=True):
             lines.append(f"| {cell(name)} | {number(width)} {unit} |")

@@ -133,7 +133,8 @@ def add_model_index(card: str, results: Sequence["EvalResult"], *, name: str) ->
     from huggingface_hub import ModelCard
 
     changed = ModelCard(card)
-    changed.data.model_name, changed.data.eval_results = name, list(results)
+    header: Any = changed.data
+    header.model_name, header.eval_results = name, list(results)
     return str(changed)
 
 

@@ -167,7 +167,8 @@ def render_card(
         strict.from_string(template).render(card_data="", **values)
     except UndefinedError as error:
         raise CardError(f"the {title} card lacks a value: {error.message}") from None
-    card = (DatasetCard if of_data else ModelCard).from_template(header, template_str=template, **dict(values))
+    card_class: Any = DatasetCard if of_data else ModelCard
+    card = card_class.from_template(header, template_str=template, **dict(values))
     empty = empty_sections(card.text)
     if empty:
         raise CardError(f"the {title} card has nothing to say under {', '.join(empty)}: fill it in or leave it out")

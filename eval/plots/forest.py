@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from voxelfm_hf.cards import number
 from voxelfm_hf.eval.plots.style import (
     CHANCE,
     INK,
@@ -43,7 +44,7 @@ def save_forest(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     down = -(-len(groups) // across)
     tallest = max(len(inside) for inside in groups.values())
     figure = new_figure(5.6 * across, (0.3 * tallest + 1.1) * down)
-    figure.get_layout_engine().set(wspace=0.08)  # type: ignore[union-attr]
+    figure.set_layout_engine("constrained", wspace=0.08)
     cells = figure.subplots(down, across, squeeze=False).ravel()
     for axis in cells[len(groups) :]:
         axis.set_axis_off()
@@ -53,7 +54,8 @@ def save_forest(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
         if metric in CHANCE:
             axis.axvline(CHANCE[metric], color=INK, linewidth=0.9, linestyle=":")
         counts = sorted({int(float(row["n"])) for row in inside if row.get("n") not in (None, "")})
-        n = f", n {counts[0]}" if len(counts) == 1 else f", n {counts[0]} to {counts[-1]}" if counts else ""
+        what = "targets" if target == "macro" else "n"
+        n = f", {what} {counts[0]}" if len(counts) == 1 else f", {what} {counts[0]} to {counts[-1]}" if counts else ""
         title(axis, f"{task}: {target}{n}" if str(task) != str(target) else f"{task}{n}")
         labels(axis, metric_name(metric), "")
     return save(figure, path)
@@ -76,9 +78,9 @@ def _rows(axis, inside: Sequence[Mapping[str, Any]], shown) -> None:
             capsize=3,
             elinewidth=1.6,
         )
-        interval = f" [{low:.3g}, {high:.3g}]" if np.isfinite(low) else ""
+        interval = f" [{number(low)}, {number(high)}]" if np.isfinite(low) else ""
         axis.annotate(
-            f"{value:.3g}{interval}",
+            f"{number(value)}{interval}",
             (1.02, place),
             xycoords=("axes fraction", "data"),
             va="center",

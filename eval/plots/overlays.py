@@ -115,7 +115,7 @@ def _body_only(volume: Volume, *maps: np.ndarray) -> tuple[Volume, list[np.ndarr
         shown = shown | (labels != 0)
     box = []
     for axis, spacing in enumerate(volume.spacing):
-        profile = shown.any(axis=tuple(a for a in range(3) if a != axis))
+        profile = np.atleast_1d(shown.any(axis=tuple(a for a in range(3) if a != axis)))
         inside = np.flatnonzero(profile) if profile.any() else np.arange(len(profile))
         margin = int(np.ceil(MARGIN_MM / spacing))
         box.append(slice(max(0, int(inside[0]) - margin), min(len(profile), int(inside[-1]) + margin + 1)))

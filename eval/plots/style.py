@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from voxelfm_hf.files import written_file
 
@@ -127,7 +127,7 @@ def labels(axis: "Axes", across: str, up: str) -> None:
     axis.set_ylabel(plain(up), fontsize=TEXT_SIZE, color=INK)
 
 
-def legend(axis: "Axes", *, where: str = "best") -> None:
+def legend(axis: "Axes", *, where: Literal["best", "lower right", "upper left"] = "best") -> None:
     """The legend of a panel."""
     axis.legend(fontsize=TEXT_SIZE - 2, frameon=True, framealpha=0.85, edgecolor="none", loc=where, handlelength=2.6)
 
