@@ -1,10 +1,11 @@
-"""The scan writers as a fixture, and one scan written in every format."""
+"""The scan writers and the fuzzer as fixtures, and a small scan."""
 
 import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 
@@ -28,3 +29,9 @@ def writers() -> ModuleType:
 def fuzz() -> ModuleType:
     """fuzz_readers.py"""
     return _load("fuzz_readers")
+
+
+@pytest.fixture
+def hu(writers) -> np.ndarray:
+    """A small scan (z, y, x), as `writers.ct_array` makes it."""
+    return writers.ct_array()

@@ -45,6 +45,20 @@ def plausible(frame: bytes, storage: Storage) -> bool:
     )
 
 
+def fits_a_byte(frame: bytes, storage: Storage) -> bool:
+    """Whether a JPEG or JPEG-LS stream holds 8-bit values for an image that is announced as deeper.
+
+    Some encoders give each slice the bits that its own values need; GDCM reads such a slice only under a header
+    that says so.
+
+    Args:
+        frame: a plausible code stream.
+        storage: the image that the DICOM header announces.
+    """
+    claim = _jpeg_claim(frame) if storage.transfer_syntax in JPEG else None
+    return claim is not None and claim.precision <= 8 < storage.bits_allocated
+
+
 def decode_jpeg2000(frame: bytes, storage: Storage) -> np.ndarray | None:
     """Decode a plausible JPEG 2000 frame with OpenJPEG; GDCM can crash on damaged ones.
 

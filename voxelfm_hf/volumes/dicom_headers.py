@@ -32,7 +32,7 @@ _KEYWORDS = [
     "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness",
     "SpacingBetweenSlices", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows",
     "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "RescaleSlope",
-    "RescaleIntercept", "PixelPaddingValue", "PixelPaddingRangeLimit", "SharedFunctionalGroupsSequence",
+    "RescaleIntercept", "RescaleType", "PixelPaddingValue", "PixelPaddingRangeLimit", "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 ]  # fmt: skip
 # Modalities that may be named in messages; anything else in that field could be free text.
@@ -40,6 +40,10 @@ KNOWN_MODALITIES = frozenset([
     "CT", "MR", "PT", "NM", "US", "CR", "DX", "MG", "XA", "RF", "SR", "SEG", "RTSTRUCT", "RTDOSE", "RTPLAN",
     "PR", "KO", "OT", "SC", "REG", "DOC", "ECG",
 ])  # fmt: skip
+
+
+# Rescale types of CT maps: optical density, iodine (mg/ml), effective atomic number, electron densities, percent.
+_NOT_HOUNSFIELD = frozenset(["OD", "MGML", "Z_EFF", "ED", "EDW", "PCT"])
 
 
 class HeaderProblem(Exception):
@@ -267,6 +271,8 @@ def _slice(
     if min(lengths) < 0.99 or max(lengths) > 1.01 or abs(row @ column) > 0.01 or min(spacing) <= 0:
         raise HeaderProblem("with an impossible orientation or pixel spacing")
     orientation = tuple(float(v) for v in (*(row / lengths[0]), *(column / lengths[1])))
+    if _text(transform, "RescaleType").upper() in _NOT_HOUNSFIELD:
+        raise HeaderProblem("with other values than HU (such as iodine or electron density)")
     slope, intercept = _floats(transform, "RescaleSlope", 1), _floats(transform, "RescaleIntercept", 1)
     rescaled = slope is not None and intercept is not None
     if rescaled and (slope == (0.0,) or abs(slope[0]) > 1e6 or abs(intercept[0]) > 1e9):  # type: ignore[index]

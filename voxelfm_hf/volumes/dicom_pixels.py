@@ -9,13 +9,14 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from voxelfm_hf.volumes.code_streams import JPEG2000, READABLE, decode_jpeg2000, plausible
+from voxelfm_hf.volumes.code_streams import JPEG2000, READABLE, decode_jpeg2000, fits_a_byte, plausible
 from voxelfm_hf.volumes.dicom_headers import Slice, Storage
 from voxelfm_hf.volumes.errors import ScanError
 
@@ -182,6 +183,9 @@ def _used_bits(stored: np.ndarray, storage: Storage) -> np.ndarray:
 
 def _minimal_file(frame: bytes, storage: Storage) -> bytes:
     """A DICOM file with nothing but the image matrix and one code stream."""
+    if fits_a_byte(frame, storage):
+        signed = storage.signed and storage.bits_stored <= 8  # otherwise the sign bit was not needed
+        storage = replace(storage, bits_allocated=8, bits_stored=8, high_bit=7, signed=signed)
     header = _minimal_header(
         storage.transfer_syntax,
         storage.photometric,
