@@ -94,7 +94,11 @@ class PixelReader:
         return _used_bits(stored, storage)
 
     def _damaged(self, item: Slice) -> ScanError:
-        return ScanError(f"{self._path}: the pixels of {item.path.name} are damaged; copy or export the series again.")
+        which = "its pixels"
+        if item.path != self._path:  # by number: file names may hold a patient's
+            names = sorted(entry.name for entry in os.scandir(self._path))
+            which = f"the pixels of file {names.index(item.path.name) + 1} of {len(names)} (by name)"
+        return ScanError(f"{self._path}: {which} are damaged; copy or export the series again.")
 
     def _plain(self, item: Slice) -> np.ndarray:
         storage = item.storage
