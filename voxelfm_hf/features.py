@@ -1,5 +1,7 @@
 """Scans to features: reading and preparing run ahead in worker processes while the model computes."""
 
+import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -337,7 +339,10 @@ def failure_reason(scan: Scan, error: Exception) -> str:
     if isinstance(error, (VoxelFMError, ValueError)):
         text = str(error).replace(str(scan.path), scan.identifier)
         if scan.named:
-            text = text.replace(scan.path.name, scan.identifier)
+            text = text.replace(f"{scan.path.parent}{os.sep}", "").replace(scan.path.name, scan.identifier)
+            # A message may name a file beside the scan: its .json, its .hdr.
+            stem = re.escape(scan.path.name.split(".")[0])
+            text = re.sub(rf"{stem}((\.[A-Za-z]\w*)+)", lambda found: scan.identifier + found[1], text)
         return text if scan.identifier in text else f"{scan.identifier}: {text}"
     place = error.__traceback__
     while place and place.tb_next:
