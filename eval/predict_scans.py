@@ -137,7 +137,7 @@ def _write_answer(
 ) -> None:
     layers: dict[str, Any] = {}
     if answer.label_map is not None:
-        layers.update(labels=answer.label_map, label_names=class_names)
+        layers.update(labels=answer.label_map, label_names={k: name for k, name in class_names.items() if k})
         with written_file(folder / "labels.nii.gz") as part:
             part.write_bytes(gzip.compress(volume.restore(answer.label_map).to_bytes(), mtime=0))
     centre = region.centre_lps if region is not None else None
