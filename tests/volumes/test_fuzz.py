@@ -3,6 +3,15 @@
 import random
 import resource
 
+import numpy as np
+import pydicom.pixels
+import pytest
+from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
+
+from voxelfm_hf.volumes import read_volume
+
+SYNTAXES = {"jls.dcm": JPEGLSLossless, "j2k.dcm": JPEG2000Lossless, "rle.dcm": RLELossless}
+
 
 def test_damaged_files_give_a_volume_or_a_sentence(tmp_path, writers, fuzz) -> None:
     (tmp_path / "seeds").mkdir()
@@ -23,14 +32,25 @@ def test_damaged_files_give_a_volume_or_a_sentence(tmp_path, writers, fuzz) -> N
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_500_000  # kB
 
 
-def test_damaged_series_folders(tmp_path, writers, fuzz) -> None:
+@pytest.mark.parametrize("seed", ["slice.dcm", "jls.dcm", "j2k.dcm", "rle.dcm"])
+def test_damaged_series_folders(tmp_path, writers, fuzz, seed) -> None:
+    """Series, because their slices are decoded several at a time and by threads."""
     rng = random.Random(3)
-    paths = writers.write_series(tmp_path / "series", writers.ct_array())
-    for _ in range(60):
+    hu = writers.ct_array((20, 34, 33)).clip(-1024)
+    paths = writers.write_series(tmp_path / "series", hu)
+    if seed != "slice.dcm":
+        if not pydicom.pixels.get_encoder(syntax := SYNTAXES[seed]).is_available:
+            pytest.skip("needs pyjpegls, pylibjpeg and pylibjpeg-openjpeg to write compressed test files")
+        for path in paths:
+            item = pydicom.dcmread(path)
+            item.compress(syntax, generate_instance_uid=False)
+            item.save_as(path)
+    for _ in range(40):
         victims = rng.sample(paths, rng.randint(1, 3))
         kept = [path.read_bytes() for path in victims]
         for path, data in zip(victims, kept, strict=True):
-            path.write_bytes(fuzz.mutate(rng, data, path.name))
+            path.write_bytes(fuzz.mutate(rng, data, seed))
         fuzz.check(tmp_path / "series")
         for path, data in zip(victims, kept, strict=True):
             path.write_bytes(data)
+    assert np.array_equal(read_volume(tmp_path / "series").hu, hu)

@@ -23,10 +23,11 @@ from voxelfm_hf.volumes.errors import ScanError
 BIG_ENDIAN = "1.2.840.10008.1.2.2"
 _UNCOMPRESSED = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", BIG_ENDIAN}
 _MAX_THREADS = 4
+_BATCH_SLICES, _BATCH_BYTES = 8, 1 << 25  # decoded by one call: GDCM takes a tenth of its time to begin
 
 
 class PixelReader:
-    """Reads the stored values of slices; keeps one small scratch file a thread for those that GDCM decodes.
+    """Reads the stored values of slices; keeps a few small scratch files a thread for those that GDCM decodes.
 
     Compressed frames are wrapped in a new minimal file (geometry of the image matrix only) before GDCM sees
     them, so that a damaged or hostile header never reaches the C++ code and no patient data is copied.
@@ -35,13 +36,13 @@ class PixelReader:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._of_thread = threading.local()
-        self._scratch_files: list[Any] = []
+        self._all_scratch: list[Any] = []
 
     def __enter__(self) -> PixelReader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for file in self._scratch_files:
+        for file in self._all_scratch:
             file.close()
 
     def read_all(self, slices: Sequence[Slice]) -> Iterator[np.ndarray]:
@@ -56,21 +57,33 @@ class PixelReader:
         Raises:
             ScanError: as `read`.
         """
-        threads = min(len(slices), _MAX_THREADS, os.cpu_count() or 1)
-        if threads == 1 or not slices[0].storage.encapsulated:
+        if not slices[0].storage.encapsulated:
             yield from map(self.read, slices)
             return
-        ahead: deque[Future[np.ndarray]] = deque()
+        batches = _batches(slices)
+        threads = min(len(batches), _MAX_THREADS, os.cpu_count() or 1)
+        ahead: deque[Future[list[np.ndarray]]] = deque()
         with ThreadPoolExecutor(threads) as pool:
             try:
-                for item in slices:
-                    ahead.append(pool.submit(self.read, item))
-                    if len(ahead) > 2 * threads:
-                        yield ahead.popleft().result()
+                for batch in batches:
+                    ahead.append(pool.submit(self._read_batch, batch))
+                    if len(ahead) > threads:
+                        yield from ahead.popleft().result()
                 while ahead:
-                    yield ahead.popleft().result()
+                    yield from ahead.popleft().result()
             finally:
                 pool.shutdown(cancel_futures=True)
+
+    def _read_batch(self, items: list[Slice]) -> list[np.ndarray]:
+        """Stored values of images that are stored alike; one by one unless all can be decoded together."""
+        storage = items[0].storage
+        if len(items) > 1 and storage.transfer_syntax in READABLE - JPEG2000:
+            frames = [self._frame(item) for item in items]
+            if all(plausible(frame, storage) and not fits_a_byte(frame, storage) for frame in frames):
+                images = self._decode_by_gdcm(frames, storage)
+                if images is not None and images.shape == (len(items), storage.rows * storage.columns):
+                    return [_used_bits(stored, storage) for stored in images]
+        return [self.read(item) for item in items]
 
     def read(self, item: Slice) -> np.ndarray:
         """Stored values of one image.
@@ -121,33 +134,38 @@ class PixelReader:
         frame = self._frame(item)
         stored = None
         if plausible(frame, storage):
-            decode = decode_jpeg2000 if syntax in JPEG2000 else self._decode_by_gdcm
-            stored = decode(frame, storage)
+            if syntax in JPEG2000:
+                stored = decode_jpeg2000(frame, storage)
+            else:
+                images = self._decode_by_gdcm([frame], storage)
+                stored = None if images is None else images[0]
         if stored is None or stored.size != storage.rows * storage.columns:
             raise self._damaged(item)
         return stored
 
-    def _decode_by_gdcm(self, frame: bytes, storage: Storage) -> np.ndarray | None:
+    def _decode_by_gdcm(self, frames: list[bytes], storage: Storage) -> np.ndarray | None:
+        """(frames, rows * columns) stored values, or None where one is damaged."""
         import SimpleITK
 
-        scratch = getattr(self._of_thread, "scratch", None)
-        if scratch is None:
-            scratch = tempfile.NamedTemporaryFile(prefix="voxelfm-", suffix=".dcm", buffering=0)  # noqa: SIM115
-            self._of_thread.scratch = scratch
-            self._scratch_files.append(scratch)
-        # Overwritten in place: to truncate a file before writing it can take longer than decoding a slice.
-        scratch.seek(0)
-        scratch.write(_minimal_file(frame, storage))
-        scratch.truncate()
+        scratch = self._of_thread.__dict__.setdefault("scratch", [])
+        while len(scratch) < len(frames):
+            file = tempfile.NamedTemporaryFile(prefix="voxelfm-", suffix=".dcm", buffering=0)  # noqa: SIM115
+            scratch.append(file)
+            self._all_scratch.append(file)
+        for file, frame in zip(scratch, frames, strict=False):
+            # Overwritten in place: to truncate a file before writing it can take longer than decoding a slice.
+            file.seek(0)
+            file.write(_minimal_file(frame, storage))
+            file.truncate()
         SimpleITK.ProcessObject.GlobalWarningDisplayOff()
         try:
-            reader = SimpleITK.ImageFileReader()
+            reader = SimpleITK.ImageSeriesReader()
             reader.SetImageIO("GDCMImageIO")
-            reader.SetFileName(scratch.name)
+            reader.SetFileNames([file.name for file in scratch[: len(frames)]])
             stored = SimpleITK.GetArrayFromImage(reader.Execute())
         except RuntimeError:
             return None
-        return stored.reshape(-1) if stored.dtype.kind in "iu" else None
+        return stored.reshape(len(frames), -1) if stored.dtype.kind in "iu" else None
 
     def _frame(self, item: Slice) -> bytes:
         """The code stream of one frame."""
@@ -161,6 +179,19 @@ class PixelReader:
             raise
         except Exception:  # pydicom raises anything on damaged item lengths
             raise self._damaged(item) from None
+
+
+def _batches(slices: Sequence[Slice]) -> list[list[Slice]]:
+    """Neighbours that are stored alike, a few at a time."""
+    batches: list[list[Slice]] = []
+    most = min(_BATCH_SLICES, _BATCH_BYTES // max(1, slices[0].storage.frame_bytes))
+    kinds = [replace(item.storage, data_start=0, data_length=0) for item in slices]
+    for n, item in enumerate(slices):
+        if n and kinds[n] == kinds[n - 1] and len(batches[-1]) < most:
+            batches[-1].append(item)
+        else:
+            batches.append([item])
+    return batches
 
 
 def _is_uid(text: str) -> bool:
