@@ -101,11 +101,16 @@ def test_a_point_comes_back_in_millimetres(made, volume):
 
 def test_a_region_is_another_question_than_its_scan(made, volume):
     folder, _ = fitted(made, "classification", targets=["sick"])
+    first, second = (Region("r", (x, 12.0, 15.0), 16.0) for x in (10.0, 16.0))
+    with pytest.raises(ValueError, match="fitted on whole scans"):
+        ProbeReader(folder, model=made / "model").answer(volume, region=first)
+    config = json.loads((folder / "config.json").read_text())
+    config["processor"]["region_size"] = 16
+    (folder / "config.json").write_text(json.dumps(config))
     reader = ProbeReader(folder, model=made / "model")
-    assert reader.region_size == 16
-    centre = Region("r", (14.0, 12.0, 15.0), 16.0)
-    whole, part = reader.answer(volume), reader.answer(volume, region=centre)
-    assert whole.values["sick"] != part.values["sick"]
+    assert reader.answer(volume, region=first).values["sick"] != reader.answer(volume, region=second).values["sick"]
+    with pytest.raises(ValueError, match="fitted on regions"):
+        reader.answer(volume)
 
 
 def test_the_wrong_or_an_unknown_backbone_is_refused(made, tmp_path):
