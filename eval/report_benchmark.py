@@ -48,7 +48,7 @@ from voxelfm_hf.training.report import train_reports
 from voxelfm_hf.training.report_data import scans_by_name, store_tokens
 from voxelfm_hf.training.report_parts import stage_folder
 from voxelfm_hf.training.report_recipe import ReportRecipe
-from voxelfm_hf.volumes.errors import LabelError, RecipeError
+from voxelfm_hf.volumes.errors import LabelError, RecipeError, VoxelFMError
 
 logger = logging.getLogger(__name__)
 
@@ -261,7 +261,9 @@ def _trained(row: str, training: ReportRecipe, data: ReportData, out: Path) -> P
     )
     for stage in (1, 2):
         if not (stage_folder(changed, stage) / "model" / "config.json").is_file():
-            train_reports(changed, stage=stage, command=f"voxelfm benchmark, row {name}")
+            folder = train_reports(changed, stage=stage, command=f"voxelfm benchmark, row {name}")
+            if not (folder / "config.json").is_file():
+                raise VoxelFMError(f"the training of {name} was asked to stop: run the same command again to go on")
     return stage_folder(changed, 2) / "model"
 
 
