@@ -90,9 +90,10 @@ class VoxelFMForImageClassification(VoxelFMPreTrainedModel):
         config.probe_config = _without_repeats(probe.config)
         composed = cls(config)
         weights = {name: value for name, value in backbone.state_dict().items() if name != "embeddings.mask_token"}
-        composed.voxelfm.to(dtype=backbone.dtype).load_state_dict(weights)
+        composed.voxelfm.to(dtype=backbone.dtype)  # type: ignore[call-arg]
+        composed.voxelfm.load_state_dict(weights)
         composed.probe.load_state_dict(probe.state_dict())
-        return composed.to(device=backbone.device).eval()
+        return composed.to(device=backbone.device).eval()  # type: ignore[call-arg]
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
         """As in every model; what was calibrated after the construction is saved with it."""

@@ -217,10 +217,10 @@ def pooled_grid(patches: torch.Tensor, limit: int | None) -> torch.Tensor:
     """A patch grid (d, h, w, C) averaged to at most `limit` patches over the same extent; None leaves it."""
     d, h, w, _ = patches.shape
     factor = 1.0
-    grid: tuple[int, ...] = (d, h, w)
+    grid: tuple[int, int, int] = (d, h, w)
     while limit is not None and grid[0] * grid[1] * grid[2] > limit:
         factor *= 1.05
-        grid = tuple(max(1, round(n / factor)) for n in (d, h, w))
+        grid = (max(1, round(d / factor)), max(1, round(h / factor)), max(1, round(w / factor)))
     if grid == (d, h, w):
         return patches
     pooled = nn.functional.adaptive_avg_pool3d(patches.movedim(-1, 0)[None].float(), grid)

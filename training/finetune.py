@@ -18,7 +18,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from torch import nn
 
 from voxelfm_hf.files import written_file
 from voxelfm_hf.memory import peak_memory_bytes, reset_peak_memory
@@ -55,6 +54,8 @@ from voxelfm_hf.volumes.errors import RecipeError, VoxelFMError
 logger = logging.getLogger(__name__)
 
 LAST_RATE = 0.01
+# Beside the checkpoints of an unfinished fit: what it is a fit of.
+FACTS = "fit.json"
 
 
 def finetune(
@@ -97,14 +98,15 @@ def finetune(
         raise RecipeError(f"flip moves the targets of a {probe.config.task}: leave it off")
     accelerator = _accelerator(settings)
     torch.manual_seed(job.seed)
-    backbone = make_trainable(backbone, mode, settings)
+    tunable: Any = make_trainable(backbone, mode, settings)
     if mode == "frozen":
-        return Finetuned(mode, backbone.eval(), probe, float("nan"), 0, 0, 0.0, 0.0, 0, [])
-    choose_attention(backbone, accelerator)
-    run = _Run(accelerator, backbone, probe, inputs, ids, job, mode, settings, score)
+        return Finetuned(mode, tunable.eval(), probe, float("nan"), 0, 0, 0.0, 0.0, 0, [])
+    choose_attention(tunable, accelerator)
+    run = _Run(accelerator, tunable, probe, inputs, ids, job, mode, settings, score)
     if folder is not None:
         run.keep_checkpoints(Path(folder))
-    with stop_signals() if folder is not None else nullcontext([]) as asked_to_stop:
+    signals: AbstractContextManager = stop_signals() if folder is not None else nullcontext([])
+    with signals as asked_to_stop:
         run.train(asked_to_stop, on_epoch)
     return run.finish()
 
@@ -133,7 +135,7 @@ class _Run:
     def __init__(
         self,
         accelerator: Accelerator,
-        backbone: nn.Module,
+        backbone: Any,
         probe: VoxelFMProbe,
         inputs: InputCache,
         ids: Sequence[str],
@@ -152,7 +154,8 @@ class _Run:
         self.trainable_parameters = sum(value.numel() for value in plain.parameters() if value.requires_grad)
         self.model, self.optimizer = accelerator.prepare(plain.to(accelerator.device), optimizer)
         self.loss = TuningLoss(accelerator, self.model, inputs, ids, job, probe.config, settings)
-        self.progress, self.checkpoints, self.first = Progress(), None, (1, 0)
+        self.progress, self.first = Progress(), (1, 0)
+        self.checkpoints: Checkpoints | None = None
         train = np.asarray(job.train)
         full = settings.batch_size is None or probe.config.task == "survival"
         self.batch_size = len(train) if full else min(settings.batch_size or 1, len(train))
@@ -172,7 +175,7 @@ class _Run:
             "rows": hashlib.sha256(np.concatenate([self.job.train, [-1], self.job.validation]).tobytes()).hexdigest(),
         }
         facts = json.loads(json.dumps(facts))
-        path = folder / "fit.json"
+        path = folder / FACTS
         if path.is_file() and json.loads(path.read_text()) != facts:
             raise RecipeError(f"{folder} holds an unfinished fit with other settings: name a new folder or delete it")
         self.accelerator.wait_for_everyone()
@@ -230,6 +233,7 @@ class _Run:
         fresh.feature_scale.copy_(self.probe.feature_scale)
         if self.checkpoints is not None and self.accelerator.is_main_process:
             shutil.rmtree(self.checkpoints.folder, ignore_errors=True)
+            (self.checkpoints.folder.parent / FACTS).unlink(missing_ok=True)
         self.accelerator.wait_for_everyone()
         notes = []
         if not len(self.job.validation):

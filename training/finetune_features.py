@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from voxelfm_hf.features import process_state
 from voxelfm_hf.training.finetune_model import encode
@@ -17,7 +17,7 @@ GRIDS_IN_MEMORY = 64
 
 @torch.no_grad()
 def backbone_features(
-    backbone: nn.Module, inputs: InputCache, ids: Sequence[str], *, patches: bool = False, batch_size: int = 8
+    backbone: Any, inputs: InputCache, ids: Sequence[str], *, patches: bool = False, batch_size: int = 8
 ) -> ProbeFeatures:
     """Features of prepared inputs in fp32; a collective call under `accelerate launch`.
 
@@ -45,7 +45,7 @@ def backbone_features(
     own = list(range(state.process_index, len(ids), state.num_processes))
     parts = [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
     found = [encode(backbone, [read(row) for row in part], patches=False) for part in parts]
-    width = int(backbone.config.hidden_size)
+    width = backbone.config.hidden_size
     cls = torch.zeros((len(ids), width), device=state.device)
     if own:
         cls[own] = torch.stack([vector.float() for part in found for vector in part])

@@ -75,7 +75,7 @@ def encode(backbone: nn.Module, volumes: Sequence[torch.Tensor], *, patches: boo
         outputs = backbone(together)
         features = outputs.pooler_output
         if patches:
-            features = backbone.patch_features(outputs, backbone.patch_grid(together))
+            features = backbone.patch_features(outputs, backbone.patch_grid(together))  # type: ignore[operator]
         found.update(zip(members, features, strict=True))
     return [found[index] for index in range(len(volumes))]
 

@@ -16,6 +16,7 @@ from voxelfm_hf.volumes.errors import RecipeError
 Score = Callable[[np.ndarray, np.ndarray], float]
 
 ATTENTION_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj")
+LINEAR_LAYERS = (*ATTENTION_LAYERS, "up_proj", "down_proj", "gate_proj")
 # Beside them last_1, last_2, ...
 MODES = ("frozen", "lora", "full")
 _LAST = re.compile(r"last_([1-9]\d*)")
@@ -29,15 +30,21 @@ class LoraSettings:
         rank: Of the two factors.
         alpha: The adapter's output is scaled by alpha / rank.
         dropout: On the adapter's input.
-        layers: Names of the linear layers: q_proj, k_proj, v_proj, o_proj, up_proj, down_proj, gate_proj.
+        layers: Names of the linear layers, of `LINEAR_LAYERS`; gate_proj is there in SwiGLU models only.
         learning_rate: Peak rate of the adapters; they start at zero and stand more than the weights themselves.
     """
 
     rank: int = 8
-    alpha: float = 16.0
+    alpha: int = 16
     dropout: float = 0.0
     layers: list[str] = field(default_factory=lambda: list(ATTENTION_LAYERS))
     learning_rate: float = 5e-4
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.layers if name not in LINEAR_LAYERS]
+        if unknown or not self.layers:
+            named = unknown[0] if unknown else "none"
+            raise ValueError(f"lora.layers names {named}; choose from {', '.join(LINEAR_LAYERS)}")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ PUBLISHED = {"rmaguado/VoxelFM": ("vitb_3d/checkpoints/99999.pth", "vitb_3d/conf
 EMBEDDED = "tiny"
 # Marks a folder of LoRA adapters, as peft writes it.
 ADAPTER_CONFIG = "adapter_config.json"
+# Beside a fine-tuned backbone: how it was made, and the hash of the weights it was made from.
+TUNING_FACTS = "finetuning.json"
 # Raised when a conversion's result changes, so that older cached ones are not used.
 CONVERSION = 1
 
@@ -80,12 +82,20 @@ def _adapted(folder: Path, **kwargs):
     from peft import PeftModel
     from transformers import AutoImageProcessor
 
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ModelError(f"{folder} holds no adapter_model.safetensors: other formats are not opened")
     base = json.loads((folder / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path")
     # Of a local base only the last part of its path is written down.
     beside = [place / str(base) for place in (folder.parent, folder.parent.parent)]
     found = next((place for place in beside if base and place.is_dir()), base)
-    if not found or (found is base and base != EMBEDDED and "/" not in base):
+    if not found or (found is base and base != EMBEDDED and "/" not in str(base)):
         raise ModelError(f"{folder} holds adapters of a local model named {base}: put that model's folder beside it")
+    facts = folder / TUNING_FACTS
+    expected = json.loads(facts.read_text()).get("base_hash") if facts.is_file() else None
+    if expected and weight_hash(resolve_model(found)) != expected:
+        raise ModelError(
+            f"{folder} holds adapters of other weights than those of {found}: put the right base beside it"
+        )
     network, processor = load(found, **kwargs)
     merged = PeftModel.from_pretrained(network, str(folder)).merge_and_unload()
     if (folder / "preprocessor_config.json").is_file():

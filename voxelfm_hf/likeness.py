@@ -1,5 +1,7 @@
 """Where a scan looks like a place: similarity of patch features, within a scan and between two."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMGeometry
@@ -24,7 +26,7 @@ def patch_at(voxel: tuple[float, ...], grid: tuple[int, ...], box: Box) -> tuple
     return z, y, x
 
 
-def patch_centre(patch: tuple[int, ...], grid: tuple[int, ...], box: Box) -> tuple[float, float, float]:
+def patch_centre(patch: Sequence[int], grid: tuple[int, ...], box: Box) -> tuple[float, float, float]:
     """The voxel (z, y, x), with fractions, at the centre of a patch."""
     start, stop = np.array(box[0]), np.array(box[1])
     z, y, x = (start + (np.array(patch) + 0.5) / grid * (stop - start) - 0.5).tolist()

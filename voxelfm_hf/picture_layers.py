@@ -179,7 +179,7 @@ class PatchHeatLayer:
 
 
 def patch_slice(
-    values: np.ndarray, axis: int, index: int, shape: Sequence[int], box: Sequence[Sequence[float]]
+    values: np.ndarray, axis: int, index: int, shape: Sequence[int], box: Sequence[Sequence[float] | np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
     """One slice of a map that has a value for every patch.
 

@@ -129,5 +129,5 @@ def fixed_cube(
 
 def one_patch(geometry: VoxelFMGeometry) -> VoxelFMGeometry:
     """The same field of view as a single patch, for encoders that have no grid."""
-    spacing = tuple(n * mm for n, mm in zip(geometry.grid, geometry.spacing_mm, strict=True))
-    return VoxelFMGeometry((1, 1, 1), geometry.region_start, geometry.region_stop, spacing, geometry.notes)
+    z, y, x = (n * mm for n, mm in zip(geometry.grid, geometry.spacing_mm, strict=True))
+    return VoxelFMGeometry((1, 1, 1), geometry.region_start, geometry.region_stop, (z, y, x), geometry.notes)

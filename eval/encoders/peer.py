@@ -109,7 +109,7 @@ def loaded(network: torch.nn.Module, weights: str | None, *, encoder: str, prefi
         if weights.endswith(".safetensors"):
             from safetensors.torch import load_file
 
-            state = load_file(weights)
+            state: Any = load_file(weights)
         else:
             state = torch.load(weights, map_location="cpu", weights_only=True)
         state = state.get("state_dict", state.get("model", state)) if isinstance(state, dict) else state

@@ -21,7 +21,9 @@ class SpacingEncoder(VolumeEncoder):
     def encode(self, volume: Volume, region: Region | None) -> Encoded:
         spacing, size = np.array(volume.spacing), np.array(volume.hu.shape)
         extent = spacing * size
-        geometry = VoxelFMGeometry((1, 1, 1), (0.0, 0.0, 0.0), tuple(map(float, size)), tuple(extent.tolist()))
+        depth, height, width = map(float, size)
+        z, y, x = extent.tolist()
+        geometry = VoxelFMGeometry((1, 1, 1), (0.0, 0.0, 0.0), (depth, height, width), (z, y, x))
         return Encoded(np.log([*spacing, *size, *extent, extent.prod()]), geometry, 1)
 
 

@@ -75,7 +75,7 @@ def test_own_encoder_stands_beside_the_others(out, capsys):
 
 
 def test_adapter_is_small_and_has_its_probe(out, capsys):
-    lora_finetuning.main(str(out), 1)
+    lora_finetuning.main(str(out), "1")
     assert "voxelfm predict SCAN --probe" in capsys.readouterr().out
     adapter = out / "tuned" / "adapter" / "adapter_model.safetensors"
     assert adapter.stat().st_size < 2_000_000 and (out / "tuned" / "probe" / "config.json").is_file()

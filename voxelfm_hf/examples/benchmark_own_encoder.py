@@ -27,8 +27,8 @@ class SliceMeans(VolumeEncoder):
 
     def encode(self, volume: Volume, region: Region | None) -> Encoded:
         vector = np.array([slab.mean() for slab in np.array_split(volume.hu, 10)])
-        size = np.array(volume.hu.shape, dtype=float)
-        whole = VoxelFMGeometry((1, 1, 1), (0.0, 0.0, 0.0), tuple(size), tuple(size * volume.spacing))
+        depth, height, width = map(float, volume.hu.shape)
+        whole = VoxelFMGeometry((1, 1, 1), (0.0, 0.0, 0.0), (depth, height, width), volume.spacing)
         return Encoded(vector, whole, patch_size=1)
 
 

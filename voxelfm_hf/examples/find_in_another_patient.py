@@ -31,7 +31,7 @@ def main(first: str | None = None, second: str | None = None, out: str = "exampl
     if patch is None:
         raise SystemExit("this place lies outside the body")
     similar = likeness(patches_b, patches_a[patch])
-    best = patch_centre(np.unravel_index(similar.argmax(), similar.shape), similar.shape, patch_box(where_b))
+    best = patch_centre(np.argwhere(similar == similar.max())[0].tolist(), similar.shape, patch_box(where_b))
     heat = on_scan_grid(similar, patch_box(where_b), b)
 
     folder = Path(out)

@@ -15,7 +15,7 @@ from voxelfm_hf.scan_list import list_scans
 from voxelfm_hf.training.finetune_settings import FinetuneSettings
 
 
-def main(out: str = "example", epochs: int = 3) -> None:
+def main(out: str = "example", epochs: str = "3") -> None:
     folder = Path(out)
     write_phantom_set(folder / "chests", count=60, shape=(48, 64, 64))
     finished = finetune_and_save(

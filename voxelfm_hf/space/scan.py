@@ -85,7 +85,7 @@ class PageScan:
             drawing.line([(across + gap - 8, down), (across + gap, down)], fill=MARK_COLOUR)
             drawing.line([(across, down - gap), (across, down - gap + 8)], fill=MARK_COLOUR)
             drawing.line([(across, down + gap - 8), (across, down + gap)], fill=MARK_COLOUR)
-        left, right, top, bottom = view.letters
+        left, right, top, bottom = list(view.letters)
         for letter, place in (
             (left, (4, height / 2 - 6)),
             (right, (width - 12, height / 2 - 6)),
@@ -136,5 +136,5 @@ class PageScan:
         assert self.likeness is not None
         grid = self.likeness.values.shape
         best = np.unravel_index(int(self.likeness.values.argmax()), grid)
-        z, y, x = (round(c) for c in patch_centre(best, grid, self._box))
+        z, y, x = (round(c) for c in patch_centre([int(i) for i in best], grid, self._box))
         self.position = (z, y, x)

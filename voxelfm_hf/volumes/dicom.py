@@ -88,9 +88,7 @@ def _scan(path: Path) -> Folder:
     if path.is_dir():
         with os.scandir(path) as listing:
             entries = sorted(listing, key=lambda e: e.name)
-        paths = [
-            Path(e.path) for e in entries if not e.name.startswith(".") and e.is_file() and has_dicom_magic(e.path)
-        ]
+        paths = [Path(e.path) for e in entries if not e.name.startswith(".") and e.is_file() and _may_be_slice(e.path)]
         if not paths:
             inside = any(e.is_dir() for e in entries)
             advice = "give one of its subfolders, or let `voxelfm embed` search it" if inside else "check the path"
@@ -100,12 +98,21 @@ def _scan(path: Path) -> Folder:
     folder = scan_folder(paths)
     lost = folder.skipped & Counter(dict.fromkeys(("damaged", "cut short", "without read permission"), len(paths)))
     if lost:
-        raise ScanError(f"{path}: {_listed(lost)} among {len(paths)}; copy or export the series again, complete.")
+        only_closed = lost.keys() == {"without read permission"}
+        advice = "make every file readable" if only_closed else "copy or export the series again, complete"
+        raise ScanError(f"{path}: {_listed(lost)} among {len(paths)}; {advice}.")
     if not folder.stacks:
         raise ScanError(
             f"{path}: there is no CT image that can be placed in space; it holds {_listed(folder.skipped)}."
         )
     return folder
+
+
+def _may_be_slice(path: str) -> bool:
+    try:
+        return has_dicom_magic(path)
+    except OSError:  # told apart when its header is read: a slice must not be missing unnoticed
+        return True
 
 
 def _listed(skipped: Counter[str]) -> str:

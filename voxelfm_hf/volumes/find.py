@@ -85,7 +85,10 @@ def _walk(folder: Path, root: str, seen_folders: set[tuple[int, int]], seen_link
             if kind == "scan":
                 files.append(current / entry.name)
             elif kind == "maybe dicom" and not is_dicom:
-                is_dicom = has_dicom_magic(entry.path)
+                try:
+                    is_dicom = has_dicom_magic(entry.path)
+                except OSError as error:
+                    logger.warning("%s was skipped: %s", entry.path, error.strerror)
         if is_dicom:
             yield current
         yield from files
@@ -114,10 +117,7 @@ def _is_repeat(path: str, root: str, seen_links: set[str]) -> bool:
 
 
 def has_dicom_magic(path: str) -> bool:
-    """Whether a file begins as DICOM does (or, named so, as DICOM without the usual preamble)."""
-    try:
-        with open(path, "rb", buffering=0) as file:
-            head = file.read(132)
-    except OSError:
-        return False
+    """Whether a file begins as DICOM does (or, named so, as DICOM without the usual preamble); OSError if unreadable."""
+    with open(path, "rb", buffering=0) as file:
+        head = file.read(132)
     return head[128:132] == b"DICM" or (path.lower().endswith(_DICOM) and head[:2] in (b"\x08\0", b"\x02\0"))
