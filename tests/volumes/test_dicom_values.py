@@ -1,10 +1,13 @@
 """DICOM numbers: rescale, sign, unused bits, padding, and headers that cannot be a CT."""
 
+import errno
+import os
+
 import numpy as np
 import pydicom
 import pytest
 
-from voxelfm_hf.volumes import ScanError, read_volume
+from voxelfm_hf.volumes import ScanError, find_scans, list_series, read_volume
 
 
 def notes_of(volume) -> str:
@@ -121,3 +124,24 @@ def test_damage_is_refused(tmp_path, writers, hu) -> None:
     paths[2].write_bytes(whole[:160])
     with pytest.raises(ScanError, match="among 9"):
         read_volume(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"), [(13, "1 file without read permission among 9; make"), (5, "1 file damaged")]
+)
+def test_an_unreadable_slice_is_never_taken_for_a_missing_one(tmp_path, writers, hu, monkeypatch, error, words) -> None:
+    """Opening is made to fail, because tests may run as root, who may read everything."""
+    closed = str(writers.write_series(tmp_path, hu)[4])
+    original = open
+
+    def refusing(path, *args, **kwargs):
+        if str(path) == closed:
+            raise OSError(error, os.strerror(error), closed)
+        return original(path, *args, **kwargs)
+
+    monkeypatch.setattr("builtins.open", refusing)
+    with pytest.raises(ScanError, match=words):
+        read_volume(tmp_path)
+    with pytest.raises(ScanError, match=words):
+        list_series(tmp_path)
+    assert list(find_scans(tmp_path)) == [tmp_path]

@@ -117,7 +117,7 @@ def _is_repeat(path: str, root: str, seen_links: set[str]) -> bool:
 
 
 def has_dicom_magic(path: str) -> bool:
-    """Whether a file begins as DICOM does (or, named so, as DICOM without the usual preamble); OSError if unreadable."""
+    """Whether a file begins as DICOM does, or, named so, as DICOM without the usual preamble; may raise OSError."""
     with open(path, "rb", buffering=0) as file:
         head = file.read(132)
     return head[128:132] == b"DICM" or (path.lower().endswith(_DICOM) and head[:2] in (b"\x08\0", b"\x02\0"))

@@ -64,7 +64,9 @@ def read_volume(
     except MemoryError:
         raise ScanError(f"{path}: there is not enough memory for this scan; free memory or crop the scan.") from None
     except OSError as error:
-        raise ScanError(f"{path}: it cannot be read ({error.strerror or 'input/output error'}).") from None
+        raise ScanError(
+            f"{path}: it cannot be read ({error.strerror or 'input/output error'}); check it and its disk."
+        ) from None
 
 
 def list_series(path: str | os.PathLike[str]) -> list[SeriesFacts]:
@@ -87,7 +89,9 @@ def list_series(path: str | os.PathLike[str]) -> list[SeriesFacts]:
     try:
         return list_dicom_series(path)
     except OSError as error:
-        raise ScanError(f"{path}: it cannot be read ({error.strerror or 'input/output error'}).") from None
+        raise ScanError(
+            f"{path}: it cannot be read ({error.strerror or 'input/output error'}); check it and its disk."
+        ) from None
 
 
 def _kind_of(path: Path) -> str:
@@ -97,7 +101,7 @@ def _kind_of(path: Path) -> str:
     except FileNotFoundError:
         raise ScanError(f"{path}: no such file or folder; check the path.") from None
     except PermissionError:
-        raise ScanError(f"{path}: no permission to read it.") from None
+        raise ScanError(f"{path}: no permission to read it; change its permissions.") from None
     except (OSError, ValueError):
         raise ScanError(f"{str(path)!r}: this path cannot be opened; check it.") from None
     if stat.S_ISDIR(mode):
@@ -108,9 +112,9 @@ def _kind_of(path: Path) -> str:
         with open(path, "rb", buffering=0) as file:
             head = file.read(512)
     except PermissionError:
-        raise ScanError(f"{path}: no permission to read it.") from None
+        raise ScanError(f"{path}: no permission to read it; change its permissions.") from None
     except OSError as error:
-        raise ScanError(f"{path}: it cannot be read ({error.strerror}).") from None
+        raise ScanError(f"{path}: it cannot be read ({error.strerror}); check it and its disk.") from None
     return _kind_of_bytes(path, head)
 
 
