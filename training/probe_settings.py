@@ -57,7 +57,7 @@ DEFAULT_SETTINGS = {
     "mlp": ProbeSettings(epochs=100, batch_size=64, evaluate_every=1, patience=10),
     "pooler": ProbeSettings(epochs=50, batch_size=16, evaluate_every=1, patience=8),
     # The published learning rate (1e-4) is for thousands of crops: on tens of scans it never leaves the start.
-    "position": ProbeSettings(epochs=100, batch_size=4, evaluate_every=2, patience=15, schedule="cosine"),
+    "position": ProbeSettings(epochs=40, batch_size=4, evaluate_every=2, patience=10, schedule="cosine"),
     "decoder": ProbeSettings(
         epochs=120,
         batch_size=4,
