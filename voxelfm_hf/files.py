@@ -1,6 +1,7 @@
 """Files and folders that are there whole or not at all."""
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -29,8 +30,11 @@ def written_file(path: str | Path) -> Iterator[Path]:
         yield temporary
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except OSError as error:
-        raise VoxelFMError(f"{path} cannot be written: {error.strerror or type(error).__name__}") from None
+    except Exception as error:
+        reason = _system_reason(error)
+        if reason is None:
+            raise
+        raise VoxelFMError(f"{path} cannot be written: {reason}") from None
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -57,11 +61,23 @@ def written_folder(path: str | Path) -> Iterator[Path]:
         if path.exists():
             path.rmdir()
         os.replace(temporary, path)
-    except OSError as error:
-        raise VoxelFMError(f"{path} cannot be written: {error.strerror or type(error).__name__}") from None
+    except Exception as error:
+        reason = _system_reason(error)
+        if reason is None:
+            raise
+        raise VoxelFMError(f"{path} cannot be written: {reason}") from None
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _system_reason(error: Exception) -> str | None:
+    """What the operating system said against writing; None for other errors."""
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    # safetensors puts it into an error of its own: "... I/O error: No space left on device (os error 28)"
+    found = re.search(r"I/O error: (.+) \(os error \d+\)", str(error))
+    return found[1] if found and type(error).__name__ == "SafetensorError" else None
 
 
 def _umask() -> int:
