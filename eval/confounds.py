@@ -11,7 +11,7 @@ no proof that a probe cheated, and no drop none that it did not.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +20,14 @@ import torch
 
 from voxelfm_hf.eval.confound_probes import Acquisition, erase_acquisition, predict_fact, read_acquisition
 from voxelfm_hf.eval.labels import LabelTable, binary_target
-from voxelfm_hf.eval.measures import Measure, estimate, mean_measure
+from voxelfm_hf.eval.measures import (
+    Measure,
+    by_subgroup,
+    classification_measures,
+    estimate,
+    mean_measure,
+    regression_measures,
+)
 from voxelfm_hf.eval.metrics import continuous, multiclass
 from voxelfm_hf.eval.statistics import Estimate
 from voxelfm_hf.eval.tasks import load_task
@@ -31,7 +38,6 @@ from voxelfm_hf.volumes.errors import LabelError
 
 FIELDS = ("question", "what", "stratum", "stage", "metric", "value", "low", "high", "chance", "n", "patients", "note")
 BEFORE, AFTER = "before", "after"
-TASK_METRICS = {"classification": "auroc", "regression": "r2"}
 RECALLS_AT = (1, 5)
 
 
@@ -146,19 +152,21 @@ def _task_rows(
     family = _family(matched, target)
     module = load_task(family)
     data = module.read(store, labels, targets=[target], **options)
-    metric = TASK_METRICS[family]
-    chance = 0.5 if metric == "auroc" else 0.0
+    measure = classification_measures()["auroc"] if family == "classification" else regression_measures()["r2"]
+    chance = 0.5 if family == "classification" else 0.0
     test = data.rows("test")
+    strata = {column: [levels[row] for row in test] for column, levels in data.subgroups.items()}
+    settings_here = {**settings, "patients": data.groups[test]}
     rows = []
     for stage, features in ((BEFORE, data.features), (AFTER, cleaned)):
         staged = replace(data, features=features)
         probe = module.fit(staged, seed=settings["seed"])
-        report = module.evaluate(module.predict(probe, staged, test), staged, test, **settings)[target]
-        rows.append(_row("task", target, stage, metric, chance) | _numbers(report["estimates"][metric]))
-        for group in report.get("subgroups", ()):
-            if group["metric"] == metric:
-                stratum = f"{group['column']}: {group['level']}"
-                rows.append(_row("task", target, stage, metric, chance, stratum) | _numbers(group))
+        arrays = (data.targets[test, 0], module.predict(probe, staged, test)[:, 0])
+        whole = estimate(measure, *arrays, **settings_here)
+        rows.append(_row("task", target, stage, measure.name, chance) | _numbers(whole))
+        for group in by_subgroup(measure, *arrays, columns=strata, **settings_here):
+            stratum = f"{group.column}: {group.level}"
+            rows.append(_row("task", target, stage, measure.name, chance, stratum) | _numbers(group.estimate))
     if family == "classification":
         retrieval = load_task("retrieval")
         data = retrieval.read(store, labels, targets=[target], **{**options, "subgroup_columns": []})
@@ -234,6 +242,6 @@ def _row(question: str, what: str, stage: str, metric: str, chance: float, strat
     return {"question": question, "what": what, "stratum": stratum, "stage": stage, "metric": metric, "chance": chance}
 
 
-def _numbers(found: Estimate | dict[str, Any]) -> dict[str, Any]:
+def _numbers(found: Estimate | Mapping[str, Any]) -> dict[str, Any]:
     values = found.as_dict() if isinstance(found, Estimate) else found
     return {name: values.get(name) for name in ("value", "low", "high", "n", "patients", "note")}

@@ -119,6 +119,9 @@ class Tuner:
             return Tuned(frozen, probe, cost, None)
         job = _job(data, train, seed)
         backbone, _ = load(self.model, dtype=torch.float32)
+        settings = self.settings
+        if probe_settings is not None:
+            settings = replace(settings, balance=probe_settings.balance)
         tuned = finetune(
             backbone,
             probe,
@@ -126,14 +129,14 @@ class Tuner:
             data.ids,
             job,
             mode=mode,
-            settings=self.settings,
+            settings=settings,
             folder=folder,
             on_epoch=on_epoch,
         )
         found = backbone_features(tuned.backbone, self.inputs, data.ids, patches=probe.config.uses_patches)
         # The probe is for these features alone: the hash of the base does not fit them.
         changed = replace(data, features=found, run={**data.run, "weight_hash": None})
-        tuned.probe.config.fit = {**(probe.config.fit or {}), "fine_tuning": _facts(tuned, self.settings)}
+        tuned.probe.config.fit = {**(probe.config.fit or {}), "fine_tuning": _facts(tuned, settings)}
         calibrate = getattr(module, "calibrate", None)
         if calibrate is not None:
             calibrate(tuned.probe, changed, train=train)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from voxelfm_hf.files import written_folder
-from voxelfm_hf.hub import weight_hash
+from voxelfm_hf.hub import TUNING_FACTS, resolve_model, weight_hash
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMImageProcessor
 from voxelfm_hf.training.finetune_settings import Finetuned
 
@@ -35,7 +35,6 @@ def save_backbone(folder: str | Path, tuned: Finetuned, processor: VoxelFMImageP
         if adapters is not None:
             adapters["default"].base_model_name_or_path = name
             tuned.backbone.save_pretrained(temporary, save_embedding_layers=False)  # type: ignore[operator]
-            (temporary / "README.md").unlink(missing_ok=True)  # an empty template of peft
         else:
             tuned.backbone.save_pretrained(temporary)  # type: ignore[operator]
         processor.save_pretrained(temporary)
@@ -43,6 +42,7 @@ def save_backbone(folder: str | Path, tuned: Finetuned, processor: VoxelFMImageP
         config.base_model_name_or_path, config.base_model_hash = part, weight_hash(temporary)
         facts: dict[str, Any] = {
             "base": name,
+            "base_hash": weight_hash(resolve_model(base)),
             "mode": tuned.mode,
             "best_epoch": tuned.best_epoch,
             "epochs": tuned.epochs,
@@ -52,7 +52,9 @@ def save_backbone(folder: str | Path, tuned: Finetuned, processor: VoxelFMImageP
             "history": tuned.history,
             "notes": list(tuned.notes),
         }
-        (temporary / "finetuning.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        (temporary / TUNING_FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        # In place of peft's empty template.
+        (temporary / "README.md").write_text(_card(tuned, name, is_hub="/" in name), encoding="utf-8")
     return Path(folder) / part
 
 
@@ -72,6 +74,31 @@ def save_finetuned(folder: str | Path, tuned: Finetuned, processor: VoxelFMImage
     with written_folder(Path(folder) / PROBE) as temporary:
         tuned.probe.save_pretrained(temporary)
     return written
+
+
+def _card(tuned: Finetuned, base: str, *, is_hub: bool) -> str:
+    """What a reader of the folder has to know; the scores are in the card of the probe."""
+    task = tuned.probe.config.task
+    what = "LoRA adapters for" if tuned.mode == "lora" else f"A fine-tuned copy ({tuned.mode}) of"
+    lines = [
+        "---",
+        f"library_name: {'peft' if tuned.mode == 'lora' else 'transformers'}",
+        *([f"base_model: {base}"] if is_hub else []),
+        "tags: [medical, ct, voxelfm]",
+        "---",
+        f"# {what} {base}: {task}",
+        "",
+        f"Trained together with the head of a {task} probe (its card has the scores), from the frozen probe on: "
+        f"{tuned.trainable_parameters:,} parameters, {tuned.epochs} epochs, the best on validation rows was epoch "
+        f"{tuned.best_epoch}. {tuned.seconds:.0f} s, {tuned.peak_memory_mb:.0f} MB at most. Not a medical device.",
+        "",
+        *(f"- {note}" for note in tuned.notes),
+        "",
+        "    import voxelfm_hf",
+        '    model, processor = voxelfm_hf.load("this folder")',
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def merged(backbone: nn.Module) -> nn.Module:

@@ -165,6 +165,21 @@ def test_adapters_of_a_local_base_that_is_not_there_are_refused(made, tmp_path):
         load(folder)
 
 
+def test_adapters_are_not_put_on_other_weights(made, tmp_path):
+    result = finetuned(made, "lora", settings=FinetuneSettings(epochs=1))
+    folder = save_finetuned(tmp_path / "out", result, load(made.model)[1], base=made.model)
+    other = load(made.model)[0]
+    with torch.no_grad():
+        other.norm.weight.add_(0.1)
+    other.save_pretrained(tmp_path / "out" / made.model.name)
+    load(made.model)[1].save_pretrained(tmp_path / "out" / made.model.name)
+    with pytest.raises(VoxelFMError, match="other weights"):
+        load(folder)
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    with pytest.raises(VoxelFMError, match="other formats are not opened"):
+        load(folder)
+
+
 def test_full_fine_tuning_saves_an_ordinary_model_and_a_probe_for_it(made, tmp_path):
     epochs = iter(range(9))  # the last is the best
     result = finetuned(made, "full", settings=QUICK, score=lambda *_: float(next(epochs)))
@@ -375,7 +390,7 @@ def test_resume_equals_not_stopping(made, tmp_path, monkeypatch, mode):
     assert resumed.history == whole.history and resumed.best_epoch == whole.best_epoch
     assert same(weights(whole.backbone), weights(resumed.backbone))
     assert same(weights(whole.probe), weights(resumed.probe))
-    assert not (tmp_path / "cut" / "checkpoints").exists()
+    assert not any((tmp_path / "cut").iterdir())
 
 
 def test_seeds(made):
@@ -398,6 +413,8 @@ def test_unknown_modes_are_refused():
             blocks_of_mode(mode, 6)
     with pytest.raises(RecipeError, match="more blocks"):
         blocks_of_mode("last_7", 6)
+    with pytest.raises(ValueError, match="lora.layers names query"):
+        LoraSettings(layers=["query"])
 
 
 def test_bfloat16_trains(made):
