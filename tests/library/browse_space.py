@@ -83,7 +83,7 @@ def main() -> None:
         other = visit(browser, address, strangers)  # a second person, with another scan and a bad file
         upload(other, 1, Path(scans[1]))
         mine, theirs = source(page, "axial1"), source(other, "axial1")
-        upload(other, 1, bad, answer="can be read")
+        upload(other, 1, bad, answer="not a NIfTI file")
         assert "Jane" not in other.locator("#facts1").inner_text()
         assert source(page, "axial1") == mine != theirs
 
