@@ -252,3 +252,23 @@ def test_code_streams_that_claim_another_image_are_not_decoded(tmp_path, writers
         path = encapsulated(writers, tmp_path / "slice.dcm", bytes(frame), syntax, stored)
         with pytest.raises(ScanError, match="slice.dcm: its pixels are damaged"):
             read_volume(path)
+
+
+def test_huge_images_in_tiny_code_streams_take_no_memory(tmp_path, writers) -> None:
+    """Header and code stream agree on 30,000 x 30,000, twice at one place, so that the slices would be compared."""
+    import resource
+
+    jpeg_ls = pytest.importorskip("jpeg_ls")
+    stored = np.zeros((40, 48), "<u2")
+    jls, j2k = bytearray(jpeg_ls.encode_buffer(stored.tobytes(), 40, 48, 1, 16)), jpeg2000(stored, 16, signed=False)
+    side = 30_000
+    jls[JPEG_LS_BYTES_OF_SIZE] = side.to_bytes(2, "big") * 2
+    j2k = j2k[:8] + side.to_bytes(4, "big") * 2 + j2k[16:24] + side.to_bytes(4, "big") * 2 + j2k[32:]
+    rle = (2).to_bytes(4, "little") + b"\x40\0\0\0\x50\0\0\0" + bytes(80)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for frame, syntax in ((bytes(jls), JPEGLSLossless), (j2k, JPEG2000Lossless), (rle, RLELossless)):
+        for name in ("a", "b"):
+            encapsulated(writers, tmp_path / name, frame, syntax, stored, Rows=side, Columns=side)
+        with pytest.raises(ScanError, match="are damaged"):
+            read_volume(tmp_path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB

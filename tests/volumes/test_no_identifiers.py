@@ -164,3 +164,21 @@ def test_itk(tmp_path, capfd, writers, suffix) -> None:
         if separator:
             path.write_bytes(b"\n".join([*lines[:n], key + separator + b" " + SECRET.encode(), *lines[n + 1 :]]))
             hunt(everything(path, capfd))
+
+
+def test_commands(planted, tmp_path) -> None:
+    from typer.testing import CliRunner
+
+    from voxelfm_hf.cli import app
+
+    drawn = tmp_path / "scan.png"
+    for arguments in (
+        ["info", planted],
+        ["info", "--json", planted],
+        ["picture", planted, "--no-features", "-o", drawn],
+    ):
+        result = CliRunner().invoke(app, list(map(str, arguments)))
+        assert result.exit_code == 0, result.output
+        hunt(result.output)
+    hunt(drawn.read_bytes().decode("latin-1"))
+    assert drawn.stat().st_size > 10_000

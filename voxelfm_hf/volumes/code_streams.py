@@ -14,6 +14,8 @@ JPEG2000 = {f"1.2.840.10008.1.2.4.{n}" for n in (90, 91)}
 JPEG = {f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70, 80, 81)}  # JPEG-LS among them
 LOSSY = {f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 81, 91)}
 READABLE = JPEG | JPEG2000 | {RLE}
+# A slice of air alone may shrink ten-thousandfold; an image larger than any CT slice must not claim to have.
+_LARGE_IMAGE, _MAX_RATIO_OF_LARGE = 1 << 24, 1000
 _START_OF_JPEG2000 = b"\xff\x4f\xff\x51"
 
 
@@ -35,6 +37,8 @@ def plausible(frame: bytes, storage: Storage) -> bool:
         frame: one code stream.
         storage: the image that the DICOM header announces.
     """
+    if storage.rows * storage.columns > _LARGE_IMAGE and storage.frame_bytes > _MAX_RATIO_OF_LARGE * len(frame):
+        return False
     if storage.transfer_syntax == RLE:
         return _plausible_rle(frame, storage)
     claim = _jpeg2000_claim(frame) if storage.transfer_syntax in JPEG2000 else _jpeg_claim(frame)
