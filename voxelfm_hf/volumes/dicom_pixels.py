@@ -26,6 +26,27 @@ _MAX_THREADS = 4
 _BATCH_SLICES, _BATCH_BYTES = 8, 1 << 25  # decoded by one call: GDCM takes a tenth of its time to begin
 
 
+class _ScratchFile:
+    """A file that GDCM can open by name: in memory where the system has such files, else a temporary one."""
+
+    def __init__(self) -> None:
+        if hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd"):
+            self._file: Any = open(os.memfd_create("voxelfm"), "wb")  # noqa: SIM115
+            self.name = f"/proc/self/fd/{self._file.fileno()}"
+        else:
+            self._file = tempfile.NamedTemporaryFile(prefix="voxelfm-", suffix=".dcm")  # noqa: SIM115
+            self.name = self._file.name
+
+    def replace(self, content: bytes) -> None:
+        """Overwrites in place: to truncate a file before writing it can take longer than decoding a slice."""
+        self._file.seek(0)
+        self._file.write(content)
+        self._file.truncate()
+
+    def close(self) -> None:
+        self._file.close()
+
+
 class PixelReader:
     """Reads the stored values of slices; keeps a few small scratch files a thread for those that GDCM decodes.
 
@@ -36,7 +57,7 @@ class PixelReader:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._of_thread = threading.local()
-        self._all_scratch: list[Any] = []
+        self._all_scratch: list[_ScratchFile] = []
 
     def __enter__(self) -> PixelReader:
         return self
@@ -147,16 +168,12 @@ class PixelReader:
         """(frames, rows * columns) stored values, or None where one is damaged."""
         import SimpleITK
 
-        scratch = self._of_thread.__dict__.setdefault("scratch", [])
+        scratch: list[_ScratchFile] = self._of_thread.__dict__.setdefault("scratch", [])
         while len(scratch) < len(frames):
-            file = tempfile.NamedTemporaryFile(prefix="voxelfm-", suffix=".dcm", buffering=0)  # noqa: SIM115
-            scratch.append(file)
-            self._all_scratch.append(file)
+            scratch.append(_ScratchFile())
+            self._all_scratch.append(scratch[-1])
         for file, frame in zip(scratch, frames, strict=False):
-            # Overwritten in place: to truncate a file before writing it can take longer than decoding a slice.
-            file.seek(0)
-            file.write(_minimal_file(frame, storage))
-            file.truncate()
+            file.replace(_minimal_file(frame, storage))
         SimpleITK.ProcessObject.GlobalWarningDisplayOff()
         try:
             reader = SimpleITK.ImageSeriesReader()
