@@ -207,9 +207,15 @@ def test_jpeg_ls_slices_of_different_precision(tmp_path, writers, bits_stored) -
     assert np.array_equal(read_volume(tmp_path).hu, hu)
 
 
+@pytest.mark.parametrize("in_memory", [True, False])
 @pytest.mark.parametrize("syntax", [JPEGLSLossless, JPEG2000Lossless, RLELossless])
-def test_one_damaged_slice_of_many_is_named_and_nothing_is_left_behind(tmp_path, writers, syntax, monkeypatch) -> None:
+def test_one_damaged_slice_of_many_is_found_and_nothing_is_left_behind(
+    tmp_path, writers, syntax, in_memory, monkeypatch
+) -> None:
+    """With scratch files in memory, and on systems that have none."""
     need_encoder(syntax)
+    if not in_memory:
+        monkeypatch.delattr("os.memfd_create", raising=False)
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
