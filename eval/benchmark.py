@@ -125,7 +125,8 @@ def run_benchmark(
     _tune(run, out, progress)
     if recipe.references:
         for name in (CEILING, FLOOR):
-            run.entrants[name] = Entrant(name, "reference", SENTENCES[name], gives_patches=True, fingerprint=name)
+            sentence = SENTENCES[name]
+            run.entrants[name] = Entrant(name, "reference", sentence, gives_patches=True, fingerprint=sentence)
     cells = [
         (entrant, task, seed)
         for task in recipe.tasks

@@ -16,7 +16,7 @@ from voxelfm_hf.training.probe_data import ProbeFeatures
 
 CEILING, FLOOR = "ceiling", "floor"
 SENTENCES = {
-    CEILING: "the features are the targets themselves; for segmentation the share of each class in each patch",
+    CEILING: "the features are the targets themselves; for segmentation the shares of the classes in patch octants",
     FLOOR: "the features are Gaussian noise",
 }
 NOISE_CHANNELS = 16
@@ -68,10 +68,13 @@ def _ceiling_patches(data: TaskData, row: int, seed: int) -> np.ndarray:
     grid = tuple(int(n) for n in data.grids[row])
     if data.maps is not None:
         voxels = data.options["voxels_per_patch"]
+        parts = 2 if voxels % 2 == 0 else 1
         d, h, w = grid
-        classes = data.maps(row).reshape(d, voxels, h, voxels, w, voxels)
-        shares = [(classes == number).mean(axis=(1, 3, 5)) for number in range(len(data.names))]
-        return np.stack(shares, axis=-1).astype(np.float32)
+        # Axes: patch, part of the patch and voxel of the part, along z, y and x.
+        classes = data.maps(row).reshape(*(m for n in (d, h, w) for m in (n, parts, voxels // parts)))
+        shares = [(classes == number).mean(axis=(2, 5, 8)) for number in range(len(data.names))]
+        octants = np.stack(shares, axis=-1).transpose(0, 2, 4, 1, 3, 5, 6)
+        return octants.reshape(d, h, w, -1).astype(np.float32)
     # Four channels a point, as heads with attention need: how near a patch is, at several scales.
     centres = np.stack(np.meshgrid(*(np.arange(n) + 0.5 for n in grid), indexing="ij"), axis=-1)
     channels = []
