@@ -155,7 +155,8 @@ def _task_rows(
     measure = classification_measures()["auroc"] if family == "classification" else regression_measures()["r2"]
     chance = 0.5 if family == "classification" else 0.0
     test = data.rows("test")
-    strata = {column: [levels[row] for row in test] for column, levels in data.subgroups.items()}
+    columns = {column: [levels[row] for row in test] for column, levels in data.subgroups.items()}
+    strata = {column: levels for column, levels in columns.items() if len(set(map(str, levels))) > 1}
     settings_here = {**settings, "patients": data.groups[test]}
     rows = []
     for stage, features in ((BEFORE, data.features), (AFTER, cleaned)):

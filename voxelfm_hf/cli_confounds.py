@@ -12,12 +12,20 @@ from voxelfm_hf.cli_app import app, console, plain, quiet_libraries
 def confounds(
     store: Annotated[Path, typer.Argument(help="Feature store of any encoder.", metavar="STORE")],
     labels: Annotated[
-        Path, typer.Argument(help="CSV or Parquet: an id column, patients, acquisition, targets.", metavar="LABELS")
-    ],
-    acquisition: Annotated[
-        str, typer.Option(help="Columns that say how a scan was made, separated by commas: numbers or words.")
+        Path,
+        typer.Argument(
+            help="CSV or Parquet: an id column, patients, acquisition, targets; with --dataset its folder.",
+            metavar="LABELS",
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the table and the figure.")],
+    acquisition: Annotated[
+        str | None,
+        typer.Option(help="Columns that say how a scan was made, separated by commas: numbers or words."),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Data set of the benchmark whose labels and acquisition columns are taken.")
+    ] = None,
     target: Annotated[
         list[str] | None, typer.Option(help="Column with 0 and 1, or numbers, of a task; may be repeated.")
     ] = None,
@@ -31,20 +39,28 @@ def confounds(
     The acquisition subspace is erased linearly (LEACE), fitted on training patients alone.
 
     Example: voxelfm confounds features labels.csv --acquisition spacing_z,kernel --target malignant --out confounds
+
+    Example: voxelfm confounds benchmark-lidc/stores/tiny-* ct --dataset lidc --target malignant --out confounds
     """
     from voxelfm_hf.eval.confounds import measure_confounds
     from voxelfm_hf.eval.confounds_report import write_confounds
+    from voxelfm_hf.eval.datasets import load_dataset
     from voxelfm_hf.eval.labels import read_labels
     from voxelfm_hf.store import FeatureStore
 
     quiet_libraries()
-    columns = [name.strip() for name in acquisition.split(",") if name.strip()]
+    columns = [name.strip() for name in (acquisition or "").split(",") if name.strip()]
+    if dataset is None:
+        table = read_labels(labels, id_column=id_column)
+    else:
+        data = load_dataset(dataset).read(labels)
+        table, columns = data.labels, columns or list(data.acquisition)
     if not columns:
         raise typer.BadParameter("--acquisition names at least one column")
     opened = FeatureStore(store)
     found = measure_confounds(
         opened,
-        read_labels(labels, id_column=id_column),
+        table,
         acquisition=columns,
         targets=target or [],
         allow_missing=allow_missing,

@@ -20,6 +20,8 @@ from voxelfm_hf.eval.plots.style import (
     title,
 )
 
+# R2 has no lower end; a line that leaves the panel at the left goes on.
+LOWEST = -1.0
 STAGES = ("before", "after", "after, neighbours")
 NAMES = {
     "before": "before erasure, linear",
@@ -32,7 +34,7 @@ def save_confounds(path: str | Path, rows: Sequence[Mapping[str, Any]], *, encod
     """Draws the rows of `measure_confounds`.
 
     Left: how well each fact is told, on one scale from chance (0) to certainty (1). Middle: task scores on all test
-    rows and within strata. Right: retrieval, chance as a tick.
+    rows and, faint, within strata. Right: retrieval. Chance is a tick; bars end at -1.
 
     Args:
         path: The PNG.
@@ -45,55 +47,61 @@ def save_confounds(path: str | Path, rows: Sequence[Mapping[str, Any]], *, encod
     defined = [row for row in rows if row.get("value") is not None and np.isfinite(row["value"])]
     parts = {
         "acquisition": "Acquisition told by features" + (f" of {encoder}" if encoder else ""),
-        "task": "Task scores, all test rows and strata",
+        "task": "Task scores; faint: within strata, before",
         "retrieval": "Retrieval among test rows",
     }
     shown = [name for name in parts if any(row["question"] == name for row in defined)]
     longest = max(len({_line(row) for row in defined if row["question"] == name}) for name in shown)
-    figure = new_figure(6.0 * len(shown), max(3.2, 0.34 * longest + 1.6))
+    figure = new_figure(5.4 * len(shown), max(3.0, 0.5 * longest + 1.6))
     style = looks(STAGES)
     for axis, name in zip(figure.subplots(1, len(shown), squeeze=False).ravel(), shown, strict=True):
-        inside = [row for row in defined if row["question"] == name]
-        dress(axis, grid="x")
-        lines = list(dict.fromkeys(_line(row) for row in inside))
-        for row in inside:
-            place = lines.index(_line(row)) + 0.2 * (STAGES.index(row["stage"]) - 1)
-            value, low, high, chance = _scaled(row) if name == "acquisition" else _plain(row)
-            look = style[row["stage"]]
-            axis.errorbar(
-                [value],
-                [place],
-                xerr=error_bars([value], [low], [high]),
-                fmt=look.marker,
-                color=look.colour,
-                markersize=5,
-                elinewidth=1.3,
-                capsize=2,
-            )
-            if name != "acquisition":
-                axis.plot([chance], [place], marker="|", color=INK, markersize=7, linestyle="none")
-        if name == "acquisition":
-            axis.axvline(0, color=INK, linewidth=0.9, linestyle=":")
-            axis.set_xlim(left=min(-0.25, axis.get_xlim()[0]) if axis.get_xlim()[0] > -1 else -1)
-        axis.set_yticks(range(len(lines)), [plain(line) for line in lines], fontsize=TEXT_SIZE - 2)
-        axis.set_ylim(len(lines) - 0.4, -0.6)
+        _panel(axis, [row for row in defined if row["question"] == name], name, style)
         title(axis, parts[name])
-        metrics = list(dict.fromkeys(metric_name(row["metric"]) for row in inside))
-        across = "share of the way from chance (0) to certain (1)" if name == "acquisition" else ", ".join(metrics)
-        labels(axis, across, "")
     stages = [stage for stage in STAGES if any(row["stage"] == stage for row in defined)]
     handles = [_handle(style[stage], NAMES[stage]) for stage in stages] + [_chance_handle()]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=TEXT_SIZE - 1, frameon=False)
     return save(figure, path)
 
 
+def _panel(axis, rows: Sequence[Mapping[str, Any]], question: str, style: Mapping[str, Any]) -> None:
+    """One question: a line for each fact, task or search, its stages above each other."""
+    dress(axis, grid="x")
+    lines = list(dict.fromkeys(_line(row) for row in rows))
+    for row in rows:
+        place = lines.index(_line(row)) + 0.22 * (STAGES.index(row["stage"]) - 1)
+        value, low, high, chance = _scaled(row) if question == "acquisition" else _plain(row)
+        look = style[row["stage"]]
+        if row["stratum"]:
+            if row["stage"] == STAGES[0]:
+                axis.plot([max(value, LOWEST)], [place - 0.16], look.marker, color=look.colour, alpha=0.3, markersize=4)
+            continue
+        axis.errorbar(
+            [value],
+            [place],
+            xerr=error_bars([value], [max(low, LOWEST)], [high]),
+            fmt=look.marker,
+            color=look.colour,
+            markersize=5,
+            elinewidth=1.3,
+            capsize=2,
+        )
+        if question != "acquisition":
+            axis.plot([chance], [place], marker="|", color=INK, markersize=8, linestyle="none")
+    if question == "acquisition":
+        axis.axvline(0, color=INK, linewidth=0.9, linestyle=":")
+    axis.set_yticks(range(len(lines)), [plain(line) for line in lines], fontsize=TEXT_SIZE - 1)
+    axis.set_ylim(len(lines) - 0.4, -0.6)
+    across = "share of the way from chance (0) to certain (1)"
+    if question != "acquisition":
+        across = " and ".join(dict.fromkeys(metric_name(row["metric"]) for row in rows))
+    labels(axis, across, "")
+
+
 def _line(row: Mapping[str, Any]) -> str:
     """The text of a row's line."""
     if row["question"] == "acquisition":
         return str(row["what"])
-    if row["question"] == "retrieval":
-        return f"{row['what']}, {metric_name(row['metric'])}"
-    return f"{row['what']}, {row['stratum']}" if row["stratum"] else f"{row['what']}, all"
+    return f"{row['what']}, {metric_name(row['metric'])}"
 
 
 def _plain(row: Mapping[str, Any]) -> tuple[float, float, float, float]:
