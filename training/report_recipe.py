@@ -94,7 +94,7 @@ class StageSettings:
         system_prompt: System turn of the prompt.
         word_epochs: Stage 1 only: passes in which resampler and projector first learn, without the language model, to
             place image tokens at the embeddings of the words of the report (see `report_words`). Published: none.
-        word_learning_rate: Peak in those passes.
+        word_batch_size, word_learning_rate: Pairs of a step and peak learning rate in those passes.
     """
 
     epochs: float = 1
@@ -109,6 +109,7 @@ class StageSettings:
     feature_noise_probability: float = 1.0
     system_prompt: str | None = None
     word_epochs: float = 0
+    word_batch_size: int = 16
     word_learning_rate: float = 1e-3
 
 

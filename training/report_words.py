@@ -63,7 +63,7 @@ def learn_words(
     head = _WordHead(embeddings, targets.mean(0))
     parameters = [*parts.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=stage.word_learning_rate, weight_decay=WEIGHT_DECAY)
-    batch_size = min(stage.total_batch, len(pairs))
+    batch_size = min(stage.word_batch_size, len(pairs))
     steps = max(1, math.ceil(stage.word_epochs * len(pairs) / batch_size))
     rate = learning_rate(
         peak=stage.word_learning_rate, end=0.0, warmup_steps=math.ceil(WARMUP_SHARE * steps), total_steps=steps

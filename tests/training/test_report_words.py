@@ -26,7 +26,13 @@ def world(tmp_path_factory):
 
 def make_recipe(world, out, **stage) -> ReportRecipe:
     recipe = load_recipe(world / "training.yaml", ReportRecipe)
-    changes = {"word_epochs": 30, "word_learning_rate": 1e-2, "total_batch": 4, "batch_size": 4} | stage
+    changes = {
+        "word_epochs": 30,
+        "word_learning_rate": 1e-2,
+        "word_batch_size": 4,
+        "total_batch": 4,
+        "batch_size": 4,
+    } | stage
     return replace(
         recipe,
         data=replace(recipe.data, reports=str(world / "labels.csv"), store=str(world / "store")),
