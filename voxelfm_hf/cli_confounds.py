@@ -40,7 +40,7 @@ def confounds(
 
     Example: voxelfm confounds features labels.csv --acquisition spacing_z,kernel --target malignant --out confounds
 
-    Example: voxelfm confounds benchmark-lidc/stores/tiny-* ct --dataset lidc --target malignant --out confounds
+    Example: voxelfm confounds benchmark-lidc/stores/tiny-8b5fdaaf ct --dataset lidc --target malignant --out confounds
     """
     from voxelfm_hf.eval.confounds import measure_confounds
     from voxelfm_hf.eval.confounds_report import write_confounds
