@@ -129,7 +129,9 @@ def test_fine_tuning_starts_from_a_backbone_folder(backbone, fields, labels, los
 
 def _two_steps_in_ddp():
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
+    AcceleratorState._reset_state(reset_partial_state=True)  # a fork also inherits the state of an earlier test
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == 2
     torch.manual_seed(0)
