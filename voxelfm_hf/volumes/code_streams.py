@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -27,7 +26,6 @@ class _Claim:
     columns: int
     precision: int  # bits
     components: int
-    signed: bool = False
 
 
 def plausible(frame: bytes, storage: Storage) -> bool:
@@ -73,26 +71,16 @@ def decode_jpeg2000(frame: bytes, storage: Storage) -> np.ndarray | None:
     Returns:
         (rows * columns,) of the type in which such an image is stored uncompressed, or None for a damaged frame.
     """
-    import openjpeg
+    import imagecodecs
 
-    claim = _jpeg2000_claim(frame)
     try:
-        stored: Any = openjpeg.decode(frame[frame.find(_START_OF_JPEG2000) :], j2k_format=0, reshape=False)
-    except Exception:  # beside RuntimeError, whatever its wrapper meets in a damaged stream
+        image = imagecodecs.jpeg2k_decode(frame[frame.find(_START_OF_JPEG2000) :], numthreads=1)
+    except Exception:  # whatever OpenJPEG and its wrapper meet in a damaged stream
         return None
-    return _as_stored(stored, claim, storage)
-
-
-def _as_stored(raw: np.ndarray, claim: _Claim | None, storage: Storage) -> np.ndarray | None:
-    """Decoded bytes as the integers of the uncompressed image; its sign is the DICOM header's, as GDCM has it."""
-    count = storage.rows * storage.columns
-    if claim is None or raw.size % count:
+    if image.shape != (storage.rows, storage.columns) or image.dtype.itemsize * 8 > storage.bits_allocated:
         return None
-    width = raw.size // count
-    if width not in (1, 2, 4) or width * 8 > storage.bits_allocated:
-        return None
-    kind = "i" if claim.signed else "u"
-    values = raw.view(f"<{kind}{width}").astype(f"<{kind}{storage.bits_allocated // 8}", copy=False)
+    # The sign is the DICOM header's, as GDCM has it; the stream's own only says how its values are widened.
+    values = image.ravel().astype(f"<{image.dtype.kind}{storage.bits_allocated // 8}", copy=False)
     return values.view(f"<{'i' if storage.signed else 'u'}{storage.bits_allocated // 8}")
 
 
@@ -117,7 +105,7 @@ def _jpeg2000_claim(frame: bytes) -> _Claim | None:
     components, depth, steps = _number(frame, at + 40, 2), frame[at + 42], frame[at + 43 : at + 45]
     if steps != b"\x01\x01":  # subsampled: fewer values than the size says
         return None
-    return _Claim(height - top, width - left, (depth & 0x7F) + 1, components, bool(depth & 0x80))
+    return _Claim(height - top, width - left, (depth & 0x7F) + 1, components)
 
 
 def _jpeg_claim(frame: bytes) -> _Claim | None:
