@@ -9,12 +9,9 @@ from torch.nn import functional as F
 from voxelfm_hf.eval.speed_reading import noisy_ct
 from voxelfm_hf.eval.timing import in_fresh_process, interleaved_seconds
 from voxelfm_hf.memory import peak_memory_bytes
-from voxelfm_hf.modeling.image_processing_voxelfm import (
-    VoxelFMImageProcessor,
-    background_box,
-    budget_size,
-    isotropic_size,
-)
+from voxelfm_hf.modeling.background_voxelfm import background_box
+from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMImageProcessor
+from voxelfm_hf.modeling.resampling_voxelfm import budget_size, isotropic_size
 
 Triple = tuple[int, int, int]
 SPACING_MM = (1.0, 0.7, 0.7)

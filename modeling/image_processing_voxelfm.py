@@ -1,8 +1,4 @@
-"""From a CT volume in HU to the model's input: clip, crop the background, resample, fit the patch budget, normalise.
-
-All geometry is per axis, so the whole chain of resamplings is composed into one small matrix an axis and applied
-once; nothing larger than its input or its output is ever in memory.
-"""
+"""From a CT volume in HU to the model's input: clip, crop the background, resample, fit the patch budget, normalise."""
 
 import math
 from collections.abc import Sequence
@@ -14,15 +10,11 @@ import torch
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.processing_utils import ImagesKwargs
 
-Size = tuple[int, ...]
+from .background_voxelfm import background_box
+from .resampling_voxelfm import Size, apply_axes, axis_matrix, budget_size, isotropic_size, linear_rows
+
 # No CT spans this much; larger products of size and spacing are wrong spacings.
 MAX_FIELD_OF_VIEW_MM = 4000.0
-# Voxels converted to float at a time, and output rows of one block of a banded matrix product.
-CHUNK_VOXELS = 1 << 23
-BLOCK_ROWS = 64
-# Factors tried round the exact scale of the patch budget, as published.
-BUDGET_TRIALS = (0.98, 0.99, 1.0, 1.01, 1.02)
-BUDGET_FALLBACK = 0.95
 
 
 @dataclass(frozen=True)
@@ -57,186 +49,6 @@ class VoxelFMGeometry:
         matrix = np.diag([*size, 1.0])
         matrix[:3, 3] = self.region_start + size / 2 - 0.5
         return matrix
-
-
-def _box_sums(values: np.ndarray, kernel: int, axes: Sequence[int]) -> np.ndarray:
-    """Sums over centred windows of `kernel` along the axes, zero outside; int64."""
-    half = kernel // 2
-    for axis in axes:
-        padding = [(half + 1, half) if a == axis else (0, 0) for a in range(values.ndim)]
-        total = np.cumsum(np.pad(values, padding), axis=axis, dtype=np.int64)
-        length = values.shape[axis]
-        upper = np.take(total, range(kernel, kernel + length), axis=axis)
-        values = upper - np.take(total, range(length), axis=axis)
-    return values
-
-
-def _first_plane(mask: np.ndarray, axis: int, candidates: np.ndarray, kernel: int) -> int | None:
-    """The first of the candidate planes of an axis that holds a voxel whose k^3 cube is more than half true."""
-    planes = np.moveaxis(mask, axis, 0)
-    half = kernel // 2
-    for index in candidates:
-        slab = planes[max(0, index - half) : index + half + 1]
-        columns = slab.sum(axis=0, dtype=np.uint16)
-        if (2 * _box_sums(columns, kernel, (0, 1)) > kernel**3).any():
-            return int(index)
-    return None
-
-
-def background_box(hu: np.ndarray, threshold: float = -800.0, kernel: int = 21) -> list[tuple[int, int]] | None:
-    """The box of the body: where more than half of the k^3 cube round a voxel exceeds the threshold.
-
-    The same box as a dense k^3 convolution with zero padding, found without one: windowed projections of the
-    thresholded volume bound the possible planes of each axis, and only those are summed exactly, from the outside
-    in, until the first hit.
-
-    Args:
-        hu: Volume (D, H, W) in HU.
-        threshold: Voxels above it count as body, in HU.
-        kernel: Edge k of the cube, odd.
-
-    Returns:
-        [start, stop) an axis, widened by k // 2 and clipped to the volume; None where no voxel qualifies.
-    """
-    if kernel < 1 or kernel % 2 == 0:
-        raise ValueError(f"the background kernel must be odd and positive, got {kernel}")
-    mask = hu > threshold
-    half = kernel // 2
-    # (H, W) and (D, H) projections, summed slice by slice in small integers: one quick pass over the mask each
-    over_z = np.zeros(mask.shape[1:], np.int32)
-    over_x = np.empty(mask.shape[:2], np.int32)
-    ones = np.ones(mask.shape[2], np.float32)
-    for z, plane in enumerate(mask.view(np.uint8)):
-        over_z += plane
-        over_x[z] = plane.astype(np.float32) @ ones
-    # A cube holds at most what its column through the whole volume holds.
-    possible_yx = 2 * _box_sums(over_z, kernel, (0, 1)) > kernel**3
-    possible_zy = 2 * _box_sums(over_x, kernel, (0, 1)) > kernel**3
-    possible = [possible_zy.any(1), possible_yx.any(1) & possible_zy.any(0), possible_yx.any(0)]
-    box = []
-    for axis, candidates in enumerate(np.flatnonzero(p) for p in possible):
-        first = _first_plane(mask, axis, candidates, kernel)
-        if first is None:
-            return None
-        last = _first_plane(mask, axis, candidates[::-1], kernel)
-        assert last is not None  # the plane found from the other side is one
-        box.append((max(0, first - half), min(mask.shape[axis], last + half + 1)))
-    return box
-
-
-def isotropic_size(
-    shape: Sequence[int], spacing: Sequence[float], min_spacing_mm: float = 0.75, voxel_mm: float | None = None
-) -> Size:
-    """The shape after resampling to cubic voxels.
-
-    Their edge is `voxel_mm`, by default max(min(spacing), `min_spacing_mm`), or the voxels' own if already cubic.
-    """
-    if voxel_mm is not None and not (math.isfinite(voxel_mm) and voxel_mm > 0):
-        raise ValueError(f"voxel_mm must be a positive number of millimetres, got {voxel_mm}")
-    if voxel_mm is None and len(set(spacing)) == 1:
-        return tuple(shape)
-    target = max(min(spacing), min_spacing_mm) if voxel_mm is None else voxel_mm
-    return tuple(max(1, round(n * s / target)) for n, s in zip(shape, spacing, strict=True))
-
-
-def budget_size(shape: Sequence[int], patch_size: int, max_patches: int) -> Size:
-    """The shape scaled down so that its patch grid holds at most `max_patches` patches.
-
-    All axes shrink by (budget / patches)^(1/3) times the candidate among 0.98 .. 1.02 that keeps the most patches;
-    where none fits it is 0.95, as published, which on grids of few patches can still exceed the budget. An axis that
-    would end below one patch keeps exactly one while the others share the rest of the budget.
-
-    Args:
-        shape: (D, H, W) in voxels, every side at least `patch_size`.
-        patch_size: Patch edge p in voxels.
-        max_patches: The budget, at least 1.
-    """
-
-    def patches(size: Sequence[int]) -> int:
-        return math.prod(n // patch_size for n in size)
-
-    if max_patches < 1:
-        raise ValueError(f"max_patches must be at least 1, got {max_patches}")
-    if patches(shape) <= max_patches:
-        return tuple(shape)
-
-    def scaled(factor: float) -> list[int]:
-        return [patch_size if fixed else int(n * factor) for n, fixed in zip(shape, pinned, strict=True)]
-
-    pinned = [False] * len(shape)
-    while not all(pinned):
-        free = [n for n, fixed in zip(shape, pinned, strict=True) if not fixed]
-        factor = (max_patches / patches(free)) ** (1 / len(free))
-        fitting = [size for trial in BUDGET_TRIALS if patches(size := scaled(factor * trial)) <= max_patches]
-        size = max(fitting, key=patches) if fitting else scaled(factor * BUDGET_FALLBACK)
-        while any(pinned) and patches(size) > max_patches:
-            factor *= BUDGET_FALLBACK
-            size = scaled(factor)
-        too_thin = [n < patch_size for n in size]
-        if not any(too_thin):
-            return tuple(size)
-        pinned = [fixed or thin for fixed, thin in zip(pinned, too_thin, strict=True)]
-    return tuple(scaled(1.0))
-
-
-def interpolation_matrix(size_in: int, size_out: int) -> np.ndarray:
-    """Linear interpolation of an axis, half-pixel centres (align_corners False), as a (size_out, size_in) matrix."""
-    return _linear_rows((np.arange(size_out) + 0.5) * size_in / size_out - 0.5, size_in)
-
-
-def _linear_rows(source: np.ndarray, size_in: int) -> np.ndarray:
-    """Rows that interpolate linearly at fractional indices, with the edge values outside."""
-    source = np.clip(source, 0, size_in - 1)
-    lower = source.astype(np.int64)
-    upper = np.minimum(lower + 1, size_in - 1)
-    matrix = np.zeros((len(source), size_in))
-    rows = np.arange(len(source))
-    np.add.at(matrix, (rows, lower), 1 - (source - lower))
-    np.add.at(matrix, (rows, upper), source - lower)
-    return matrix
-
-
-def _multiply_axis(values: torch.Tensor, matrix: torch.Tensor, axis: int) -> torch.Tensor:
-    """Applies a banded (n_out, n_in) matrix along one axis of a float volume, block by block of its band."""
-    shape = list(values.shape)
-    shape[axis] = len(matrix)
-    out = values.new_empty(shape)
-    for start in range(0, len(matrix), BLOCK_ROWS):
-        block = matrix[start : start + BLOCK_ROWS]
-        used = block.any(0).nonzero()
-        low, high = int(used[0]), int(used[-1]) + 1
-        block, part = block[:, low:high], values.narrow(axis, low, high - low)
-        if axis == 2:
-            product = part @ block.T
-        elif axis == 1:
-            product = block @ part
-        else:
-            product = (block @ part.reshape(high - low, -1)).unflatten(1, part.shape[1:])
-        out.narrow(axis, start, len(block)).copy_(product)
-    return out
-
-
-def apply_axes(hu: np.ndarray, matrices: Sequence[np.ndarray | slice], hu_range: Sequence[float]) -> torch.Tensor:
-    """Clips a volume to `hu_range` and applies one matrix (or slice) an axis; float32 (D', H', W') in HU."""
-    hu = hu[tuple(m if isinstance(m, slice) else slice(None) for m in matrices)]
-    todo = {axis: torch.from_numpy(m).float() for axis, m in enumerate(matrices) if not isinstance(m, slice)}
-    # Axes that shrink most go first: the rest then has less to do.
-    order = sorted(todo, key=lambda axis: todo[axis].shape[0] / todo[axis].shape[1])
-    if not order:
-        return torch.from_numpy(hu.astype(np.float32)).clamp_(hu_range[0], hu_range[1])
-    first = order[0]
-    along = 1 if first == 0 else 0
-    rows = max(1, CHUNK_VOXELS * hu.shape[along] // hu.size)
-    shape = list(hu.shape)
-    shape[first] = len(todo[first])
-    out = torch.empty(shape)
-    for start in range(0, hu.shape[along], rows):
-        part = np.take(hu, range(start, min(start + rows, hu.shape[along])), axis=along)
-        values = torch.from_numpy(part.astype(np.float32)).clamp_(hu_range[0], hu_range[1])
-        out.narrow(along, start, part.shape[along]).copy_(_multiply_axis(values, todo[first], first))
-    for axis in order[1:]:
-        out = _multiply_axis(out, todo[axis], axis)
-    return out
 
 
 class VoxelFMImagesKwargs(ImagesKwargs, total=False):
@@ -403,7 +215,7 @@ class VoxelFMImageProcessor(BaseImageProcessor):
             )
         matrices, cut = [], []
         for start, stop, n in zip(starts, stops, hu.shape, strict=True):
-            rows = _linear_rows(start + (np.arange(size) + 0.5) * (stop - start) / size - 0.5, n)
+            rows = linear_rows(start + (np.arange(size) + 0.5) * (stop - start) / size - 0.5, n)
             used = np.flatnonzero(rows.any(0))
             cut.append(slice(used[0], used[-1] + 1))
             matrices.append(rows[:, cut[-1]])
@@ -463,7 +275,7 @@ class VoxelFMImageProcessor(BaseImageProcessor):
         for axis in range(3):
             n, iso, pad, size = hu.shape[axis], isotropic[axis], padded[axis], resized[axis]
             offset, kept = size % p // 2, grid[axis] * p
-            matrices.append(_axis_matrix(n, iso, pad, size, offset, kept))
+            matrices.append(axis_matrix(n, iso, pad, size, offset, kept))
             # Edges map linearly through every stage: prepared -> padded isotropic -> voxels of the input.
             before = (pad - iso) // 2
             starts.append(box[axis][0] + (offset * pad / size - before) * n / iso)
@@ -472,20 +284,6 @@ class VoxelFMImageProcessor(BaseImageProcessor):
         values = apply_axes(hu, matrices, self.hu_range)
         values = values.sub_(self.image_mean).div_(self.image_std)
         return values, VoxelFMGeometry(grid, tuple(starts), tuple(stops), tuple(spacing_mm), tuple(notes))
-
-
-def _axis_matrix(n: int, isotropic: int, padded: int, resized: int, offset: int, kept: int) -> np.ndarray | slice:
-    """Isotropic resampling, edge padding, budget resampling and centre crop of one axis in one matrix."""
-    if n == isotropic == padded == resized:
-        return slice(offset, offset + kept)
-    matrix = np.eye(n) if n == isotropic else interpolation_matrix(n, isotropic)
-    if padded != isotropic:
-        before = (padded - isotropic) // 2
-        matrix = matrix[np.clip(np.arange(padded) - before, 0, isotropic - 1)]
-    if resized != padded:
-        matrix = interpolation_matrix(padded, resized)[offset : offset + kept] @ matrix
-        return matrix
-    return matrix[offset : offset + kept]
 
 
 def _checked_volume(item, spacing) -> tuple[np.ndarray, tuple[float, ...]]:

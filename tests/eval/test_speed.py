@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 from voxelfm_hf import memory
 from voxelfm_hf.eval import speed_model, speed_prepare, timing
 from voxelfm_hf.eval.speed import app
+from voxelfm_hf.modeling.background_voxelfm import background_box
 from voxelfm_hf.modeling.configuration_voxelfm import VoxelFMConfig
-from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMImageProcessor, background_box
+from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMImageProcessor
 from voxelfm_hf.modeling.modeling_voxelfm import VoxelFMModel
 
 

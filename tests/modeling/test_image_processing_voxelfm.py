@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from voxelfm_hf.modeling import image_processing_voxelfm as ip
+from voxelfm_hf.modeling.background_voxelfm import background_box
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMImageProcessor
+from voxelfm_hf.modeling.resampling_voxelfm import budget_size, isotropic_size
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +40,11 @@ def test_background_box_equals_published_boxes(parity, stages, cases):
         share = (73856093 * z + 19349663 * y + 83492791 * x) % 1009 % 1000 < case["share"]
         hu = np.where((sum(squares) < 1) & share, 40, -1000).astype(np.int16)
         for kernel, box in case["box"].items():
-            found = ip.background_box(hu, kernel=int(kernel))
+            found = background_box(hu, kernel=int(kernel))
             assert (None if found is None else [list(side) for side in found]) == box
     for name, case in cases.items():
         for kernel, box in case["crop_box"].items():
-            found = ip.background_box(stages[f"input.{name}"], kernel=int(kernel))
+            found = background_box(stages[f"input.{name}"], kernel=int(kernel))
             assert (None if found is None else [list(side) for side in found]) == box
 
 
@@ -56,22 +57,22 @@ def test_background_box_equals_dense_count(seed):
     body = np.kron(coarse, np.ones((5, 5, 5)))[: shape[0], : shape[1], : shape[2]] > 0
     hu = np.where(body ^ (rng.random(tuple(shape)) < 0.2), 0, -1000).astype(np.int16)
     for kernel in (1, 3, 7, 13):
-        assert ip.background_box(hu, kernel=kernel) == dense_box(hu, -800, kernel)
+        assert background_box(hu, kernel=kernel) == dense_box(hu, -800, kernel)
 
 
 def test_background_box_refuses_even_kernels():
     with pytest.raises(ValueError, match="odd"):
-        ip.background_box(np.zeros((4, 4, 4), np.int16), kernel=4)
+        background_box(np.zeros((4, 4, 4), np.int16), kernel=4)
 
 
 def test_sizes_equal_published_sizes(parity):
     for case in json.loads((parity / "preprocessing" / "sizes.json").read_text()):
-        isotropic = ip.isotropic_size(case["shape"], case["spacing"])
+        isotropic = isotropic_size(case["shape"], case["spacing"])
         assert list(isotropic) == case["isotropic"]
         for patch, budget, resized, final in case["budget"]:
             if min(isotropic) < patch:
                 continue
-            ours = ip.budget_size(isotropic, patch, budget)
+            ours = budget_size(isotropic, patch, budget)
             if 0 in final:  # the published code yields an empty volume here
                 assert min(ours) >= patch and np.prod([n // patch for n in ours]) <= budget
             else:
@@ -83,13 +84,13 @@ def test_budget_is_kept_and_never_empties_an_axis():
     for _ in range(300):
         shape = [int(n) for n in rng.integers(14, 900, 3)]
         budget = int(rng.integers(1, 400))
-        size = ip.budget_size(shape, 14, budget)
+        size = budget_size(shape, 14, budget)
         grid = [n // 14 for n in size]
         exact = (budget / np.prod([n // 14 for n in shape])) ** (1 / 3)
         published_fallback = size == tuple(int(n * exact * 0.95) for n in shape)
         assert min(grid) >= 1 and (np.prod(grid) <= budget or published_fallback)
-    assert ip.budget_size((1000, 20, 20), 14, 10)[1:] == (14, 14)
-    assert ip.budget_size((20, 20, 20), 14, 1) == (20, 20, 20)
+    assert budget_size((1000, 20, 20), 14, 10)[1:] == (14, 14)
+    assert budget_size((20, 20, 20), 14, 1) == (20, 20, 20)
 
 
 def test_stages_equal_published_stages(stages, cases):
@@ -156,8 +157,8 @@ def test_resampling_equals_torch_interpolate():
     processor = VoxelFMImageProcessor(patch_size=4, max_patches=150, crop_background=False)
     values, geometry = processor(hu, spacing=(3.0, 0.9, 0.9), return_geometry=True).values()
     step = torch.from_numpy(hu).double()[None, None]
-    size = ip.isotropic_size(hu.shape, (3.0, 0.9, 0.9))
-    for shape in (size, ip.budget_size(size, 4, 150)):
+    size = isotropic_size(hu.shape, (3.0, 0.9, 0.9))
+    for shape in (size, budget_size(size, 4, 150)):
         step = torch.nn.functional.interpolate(step, shape, mode="trilinear", align_corners=False)
     offsets = [n % 4 // 2 for n in step.shape[2:]]
     kept = [n * 4 for n in geometry[0].grid]

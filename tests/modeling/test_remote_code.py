@@ -122,7 +122,8 @@ def test_outputs_are_those_of_the_installed_package_bit_for_bit(work, stranger):
 
 
 def test_saved_folders_hold_the_code_they_load_with(work, stranger):
-    code = {"configuration_voxelfm.py", "modeling_voxelfm.py", "image_processing_voxelfm.py"}
+    names = ("configuration_voxelfm", "modeling_voxelfm", "image_processing_voxelfm", "background_voxelfm")
+    code = {f"{name}.py" for name in (*names, "resampling_voxelfm")}
     for name in ("saved", "again"):
         assert code <= {path.name for path in (work / name).iterdir()}
         assert all("voxelfm_hf" not in line for file in code for line in imports_of(work / name / file))

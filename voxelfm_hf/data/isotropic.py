@@ -4,12 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from voxelfm_hf.modeling.image_processing_voxelfm import (
-    apply_axes,
-    background_box,
-    interpolation_matrix,
-    isotropic_size,
-)
+from voxelfm_hf.modeling.background_voxelfm import background_box
+from voxelfm_hf.modeling.resampling_voxelfm import apply_axes, interpolation_matrix, isotropic_size
 from voxelfm_hf.volumes import Volume
 
 HU_RANGE = (-1000.0, 1900.0)
