@@ -1,13 +1,12 @@
-"""One shard's worth of scans, read, prepared and written by one process; and the pool of such processes."""
+"""One shard's worth of scans, read, prepared and written by one process; and several such processes side by side."""
 
 import itertools
 import logging
 import multiprocessing
-import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from voxelfm_hf.data.measure import content_hash, measure_volume
 from voxelfm_hf.data.rows import row_id, row_volume
 from voxelfm_hf.data.shards import volume_row, write_shards
 from voxelfm_hf.data.stream_sources import OpenSource
+from voxelfm_hf.read_ahead import WorkerCrash, read_ahead
 from voxelfm_hf.volumes import ScanError, StoreError
 
 logger = logging.getLogger(__name__)
@@ -210,12 +210,12 @@ def _start_worker(sources: list[OpenSource], settings: JobSettings, done: set[st
     _worker.update(sources=sources, settings=settings, done=done, counter=counter)
 
 
-def _work(job: Job, dead: set[str]) -> JobResult:
+def _work(job: Job) -> JobResult:
     def count() -> None:
         with _worker["counter"].get_lock():
             _worker["counter"].value += 1
 
-    return run_job(job, _worker["sources"], _worker["settings"], _worker["done"] | dead, count)
+    return run_job(job, _worker["sources"], _worker["settings"], _worker["done"], count)
 
 
 def run_jobs(
@@ -230,10 +230,9 @@ def run_jobs(
 ) -> JobResult:
     """Run jobs in this process (one worker) or in several.
 
-    A worker that is killed (out of memory, a crash in a decoder) takes its pool with it; the remaining jobs then go on
-    in a single process, and if that dies as well, the scan that it was reading is named as failed and left out.
+    Where a worker is killed (out of memory, a crash in a decoder), the scan that it was reading is named as failed and
+    left out, and its job runs again.
     """
-    result = JobResult()
     reported = 0
 
     def report(now: int) -> None:
@@ -243,28 +242,11 @@ def run_jobs(
             progress(reported, total)
 
     try:
-        if workers == 1:
-            for job in jobs:
-                result.add(run_job(job, sources, settings, done, lambda: report(reported + 1)))
-            return result
-        remaining = {job.name: job for job in jobs}
-        dead: set[str] = set()
-        pool_size = workers
-        while remaining:
-            finished = _run_pool(list(remaining.values()), sources, settings, done, dead, pool_size, result, report)
-            for name in finished:
-                del remaining[name]
-            if not remaining:
-                break
-            if pool_size == 1:
-                markers = [Path(settings.work_folder) / name for name in remaining]
-                killed = [marker.read_text(encoding="utf-8") for marker in markers if marker.exists()]
-                for item in killed or [f"job {name}" for name in remaining]:
-                    result.failed[item] = _DIED
-                    dead.add(item)
-                if not killed:
-                    break
-            pool_size = workers if pool_size == 1 else 1
+        if workers > 1:
+            return _run_in_processes(jobs, sources, settings, done, workers, report)
+        result = JobResult()
+        for job in jobs:
+            result.add(run_job(job, sources, settings, done, lambda: report(reported + 1)))
         return result
     except OSError as error:
         raise StoreError(
@@ -275,45 +257,51 @@ def run_jobs(
         shutil.rmtree(settings.work_folder, ignore_errors=True)
 
 
-def _context() -> Any:
-    """Processes that do not inherit this one's torch threads, started from one that has imported what they need."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "torch"])
-    return context
-
-
-def _run_pool(
+def _run_in_processes(
     jobs: list[Job],
     sources: list[OpenSource],
     settings: JobSettings,
     done: set[str],
-    dead: set[str],
     workers: int,
-    result: JobResult,
     report: Callable[[int], None],
-) -> set[str]:
-    """Run jobs in a pool until they are done or a process dies; names of the finished ones."""
-    for marker in Path(settings.work_folder).glob("*"):
-        os.unlink(marker)
-    context = _context()
-    counter = context.Value("q", 0)
-    finished: set[str] = set()
-    arguments = (sources, settings, done, counter)
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=arguments)
-    try:
-        pending: dict[Future, str] = {pool.submit(_work, job, dead): job.name for job in jobs}
-        while pending:
-            ready, _ = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
-            report(counter.value)
-            for future in ready:
-                name = pending.pop(future)
-                try:
-                    result.add(future.result())
-                except BrokenProcessPool:
+) -> JobResult:
+    result = JobResult()
+    counter = multiprocessing.get_context("spawn").Value("q", 0)
+    dead: set[str] = set()
+    with _polled(counter, report):
+        while jobs:
+            setup = (sources, settings, done | dead, counter)
+            again = []
+            for job, outcome in read_ahead(_work, jobs, workers=workers, setup=_start_worker, setup_args=setup):
+                if not isinstance(outcome, WorkerCrash):
+                    result.add(outcome)
                     continue
-                finished.add(name)
+                marker = Path(settings.work_folder) / job.name
+                item = marker.read_text(encoding="utf-8") if marker.exists() else None
+                if item is None or item in dead:
+                    result.failed[item or f"job {job.name}"] = _DIED
+                else:
+                    dead.add(item)
+                    again.append(job)
+            jobs = again
+    result.failed |= dict.fromkeys(sorted(dead), _DIED)
+    return result
+
+
+@contextmanager
+def _polled(counter: Any, report: Callable[[int], None]) -> Iterator[None]:
+    """Reports what the workers have counted, now and then: a job alone may take minutes."""
+    is_over = threading.Event()
+
+    def poll() -> None:
+        while not is_over.wait(_POLL_SECONDS):
+            report(counter.value)
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield
     finally:
-        pool.shutdown(cancel_futures=True)  # after an error the other jobs need not start
-    return finished
+        is_over.set()
+        thread.join()
+        report(counter.value)
