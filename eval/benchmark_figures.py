@@ -29,6 +29,8 @@ FOLDER = "plots"
 MACRO = "macro"
 # More curves in a panel cannot be told apart; every score is in results.csv.
 MAX_CURVES = 6
+# Two have room for the intervals of their bins.
+MAX_RELIABILITY = 2
 FIRST_SEED = "the fits of the first seed"
 
 
@@ -134,7 +136,8 @@ def _classification(benchmark: FinishedBenchmark, task: str) -> dict[str, str]:
         return {}
     roc, reliability = (f"{FOLDER}/{what}-{slug(task)}.png" for what in ("roc", "reliability"))
     save_roc(benchmark.folder / roc, targets)
-    save_reliability(benchmark.folder / reliability, targets)
+    few = {target: dict(list(found.items())[:MAX_RELIABILITY]) for target, found in targets.items()}
+    save_reliability(benchmark.folder / reliability, few)
     return {
         roc: f"ROC curves of {FIRST_SEED}: AUROC with DeLong's 95 % interval by patient.",
         reliability: f"Reliability of {FIRST_SEED}, calibrated on the validation rows.",

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from voxelfm_hf.cards import number
 from voxelfm_hf.eval.plots.style import (
     CHANCE,
     INK,
     TEXT_SIZE,
+    Look,
     dress,
     error_bars,
     labels,
@@ -23,6 +23,8 @@ from voxelfm_hf.eval.plots.style import (
 )
 
 COLUMNS = 2
+# Ceiling and floor are no competitors.
+REFERENCE = Look("#7F7F7F", "d", "-")
 
 
 def save_forest(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
@@ -30,7 +32,8 @@ def save_forest(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 
     Args:
         path: The PNG.
-        rows: Result rows with encoder, task, target, metric, value, low, high, n; undefined values are left out.
+        rows: Result rows with encoder, task, target, metric, value, low, high, n, perhaps kind (a "reference" is drawn
+            in grey); undefined values are left out.
 
     Returns:
         The path.
@@ -67,7 +70,7 @@ def _rows(axis, inside: Sequence[Mapping[str, Any]], shown) -> None:
         value, low, high = (
             np.nan if row.get(name) in (None, "") else float(row[name]) for name in ("value", "low", "high")
         )
-        look = shown[str(row["encoder"])]
+        look = REFERENCE if row.get("kind") == "reference" else shown[str(row["encoder"])]
         axis.errorbar(
             [value],
             [place],
@@ -78,9 +81,9 @@ def _rows(axis, inside: Sequence[Mapping[str, Any]], shown) -> None:
             capsize=3,
             elinewidth=1.6,
         )
-        interval = f" [{number(low)}, {number(high)}]" if np.isfinite(low) else ""
+        interval = f" [{_number(low)}, {_number(high)}]" if np.isfinite(low) else ""
         axis.annotate(
-            f"{number(value)}{interval}",
+            f"{_number(value)}{interval}",
             (1.02, place),
             xycoords=("axes fraction", "data"),
             va="center",
@@ -90,3 +93,8 @@ def _rows(axis, inside: Sequence[Mapping[str, Any]], shown) -> None:
     axis.set_yticks(range(len(inside)), [plain(row["encoder"]) for row in inside], fontsize=TEXT_SIZE - 1)
     axis.set_ylim(len(inside) - 0.4, -0.6)
     axis.margins(x=0.08)
+
+
+def _number(value: float) -> str:
+    """As many digits in every line of a panel."""
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"

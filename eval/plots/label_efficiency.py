@@ -63,7 +63,8 @@ def save_label_efficiency(path: str | Path, rows: Sequence[Mapping[str, Any]]) -
             for edge in (low, high):
                 axis.plot(at, edge, color=look.colour, linewidth=0.7, alpha=0.45)
         axis.set_xscale("log")
-        axis.set_xticks(_spaced(ticks), [f"{tick:g}" for tick in _spaced(ticks)])
+        # Training rows are means over seeds and targets.
+        axis.set_xticks(_spaced(ticks), [f"{round(tick)}" if counted else f"{tick:g}" for tick in _spaced(ticks)])
         axis.minorticks_off()
         if metric in CHANCE:
             axis.axhline(CHANCE[metric], color=INK, linewidth=0.8, linestyle=":")

@@ -135,9 +135,10 @@ def legend(axis: "Axes", *, where: Literal["best", "lower right", "upper left"] 
 def shared_legend(figure: "Figure", axis: "Axes") -> None:
     """One legend below all panels."""
     handles, names = axis.get_legend_handles_labels()
-    figure.legend(
-        handles, names, loc="outside lower center", ncols=min(4, len(names)), fontsize=TEXT_SIZE - 1, frameon=False
-    )
+    # A letter of this size is about 0.085 inches wide, the handle with its gaps 0.65.
+    entry = 0.65 + 0.085 * max((len(name) for name in names), default=1)
+    columns = max(1, min(4, len(names), int(figure.get_figwidth() / entry)))
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, fontsize=TEXT_SIZE - 1, frameon=False)
 
 
 def save(figure: "Figure", path: str | Path, *, background: str = "white") -> Path:

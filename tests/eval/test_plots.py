@@ -18,7 +18,7 @@ from voxelfm_hf.eval.plots.overlays import save_localization_overlay, save_segme
 from voxelfm_hf.eval.plots.reliability import reliability, save_reliability
 from voxelfm_hf.eval.plots.retrieval_sheet import Shown, save_retrieval_sheet
 from voxelfm_hf.eval.plots.roc import GRID, Scored, roc_band, roc_curve, save_roc
-from voxelfm_hf.eval.plots.style import COLOURS, looks, metric_name
+from voxelfm_hf.eval.plots.style import COLOURS, looks, metric_name, panels, shared_legend
 from voxelfm_hf.eval.survival_curves import kaplan_meier, log_rank, number_at_risk, risk_groups
 from voxelfm_hf.volumes.errors import ScanError
 
@@ -155,6 +155,17 @@ def test_result_rows_are_drawn_as_they_come_from_a_file(tmp_path):
     ]  # fmt: skip
     drawn(save_label_efficiency(tmp_path / "efficiency.png", rows))
     drawn(save_forest(tmp_path / "forest.png", [row for row in rows if row["fraction"] == "1"]))
+
+
+def test_a_shared_legend_stays_in_its_figure():
+    figure, (axis,) = panels(1)
+    for number in range(9):
+        axis.plot([number], label=f"encoder {number} of crop extents only")
+    shared_legend(figure, axis)
+    figure.canvas.draw()
+    box = figure.legends[0].get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+    assert 0 <= box.y0 < box.y1 <= figure.bbox.y1
 
 
 def test_pictures_of_answers(tmp_path):
