@@ -119,7 +119,7 @@ def run_benchmark(
     for entry in [*recipe.encoders, *_baselines(recipe, data)]:
         _embed(run, entry, out, progress)
     if not run.entrants:
-        raise RecipeError("no encoder could be used: " + "; ".join(run.failures.values()))
+        raise RecipeError("no encoder could be used: " + "; ".join([*run.failures.values(), *run.notes]))
     labels = _common_rows(run)
     run.labels = labels
     _tune(run, out, progress)
@@ -247,6 +247,9 @@ def _embed(run: BenchmarkRun, entry: EncoderRecipe, out: Path, progress: Progres
             )
             encoder = make_encoder(entry.kind, setup, entry.options)
             if position == 0:
+                if not encoder.gives_patches and all(task.uses_patches for task in recipe.tasks):
+                    run.notes.append(f"{name} gives no patches, which every task here needs, and is left out")
+                    return
                 seeds = list(recipe.seeds) if encoder.seeded else [None]
                 entrant.preprocessing, entrant.gives_patches = encoder.preprocessing, encoder.gives_patches
             _fill_store(run, entrant, encoder, seeds[position], out, needs_patches, progress)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from voxelfm_hf.eval.datasets import About, BenchmarkData
+from voxelfm_hf.eval.datasets.geometry import cube_round, extent_lps
 from voxelfm_hf.eval.datasets.tables import label_table, number, required_rows
 from voxelfm_hf.features import Task
 from voxelfm_hf.scan_list import Region, Scan
@@ -30,8 +31,6 @@ ABOUT = About(
     sources=("https://luna16.grand-challenge.org/Data/",),
 )
 EDGE_MM = 96.0
-# How far a nodule's edge stays from the cube's.
-MARGIN_MM = 8.0
 _SPLITS = dict(enumerate(["train"] * 7 + ["val"] + ["test"] * 2))
 _AXES = ("coordX", "coordY", "coordZ")
 
@@ -57,10 +56,10 @@ def read(folder: str | Path, *, edge_mm: float = EDGE_MM) -> BenchmarkData:
         nodules.setdefault(row["seriesuid"], []).append((place, np.array([x, y, z], dtype=float), float(diameter or 0)))
     rows, tasks, crowded = [], [], 0
     for series in sorted(nodules.keys() & scans.keys()):
-        low, high = _extent_lps(scans[series])
+        low, high = extent_lps(scans[series])
         regions = []
         for place, centre, diameter in nodules[series]:
-            middle = _cube_centre(centre, diameter, edge_mm, low, high, np.random.default_rng([16, place]))
+            middle = cube_round(centre, diameter, edge_mm, low, high, np.random.default_rng([16, place]))
             others = [other for which, other, _ in nodules[series] if which != place]
             if any((np.abs(other - middle) < edge_mm / 2).all() for other in others):
                 crowded += 1
@@ -112,33 +111,3 @@ def _row(series: str, place: int, file: Path, centre: np.ndarray, diameter: floa
         **dict(zip(("nodule_x", "nodule_y", "nodule_z"), centre.tolist(), strict=True)),
         "diameter_mm": diameter,
     }
-
-
-def _extent_lps(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The lowest and highest corner of a scan in LPS mm, from its header alone."""
-    import SimpleITK
-
-    reader = SimpleITK.ImageFileReader()
-    reader.SetFileName(str(file))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError:
-        raise DatasetError(f"{file} has no header that can be read: get it again") from None
-    direction = np.array(reader.GetDirection()).reshape(3, 3)
-    along = direction * np.array(reader.GetSpacing())
-    size = np.array(reader.GetSize())
-    corners = np.array(np.meshgrid(*[(-0.5, n - 0.5) for n in size], indexing="ij")).reshape(3, -1)
-    points = np.array(reader.GetOrigin())[:, None] + along @ corners
-    return points.min(1), points.max(1)
-
-
-def _cube_centre(
-    nodule: np.ndarray, diameter: float, edge: float, low: np.ndarray, high: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
-    """A centre from which the nodule lies inside the cube, and the cube inside the scan where there is room."""
-    room = max(0.0, edge / 2 - MARGIN_MM - diameter / 2)
-    centre = nodule + rng.uniform(-room, room, 3)
-    fits = high - low >= edge
-    inside = np.clip(centre, low + edge / 2, np.maximum(high - edge / 2, low + edge / 2))
-    centre = np.where(fits, inside, centre)
-    return np.clip(centre, nodule - room, nodule + room)

@@ -5,17 +5,22 @@ encoder works at all, never how well it reads patients.
 
 Targets: the ten findings, `lesion` and `lesion_<type>` as 0/1; any number that was drawn (`fat_mm`, `trabecular_hu`,
 `lung_hu`, `effusion_mm`, ...); `time` and `event` with the true `log_risk`; `lesion_position_lps_mm_x`, `_y`, `_z`.
+A lesion is smaller than a patch of a whole chest within the usual budgets: with `lesion_cube_mm` the rows are the
+lesions, each in a cube that holds it somewhere, as in the published localisation.
 The field of view is drawn round the body, as at a scanner, so spacing tells something of `fat_mm` and `width_scale`.
 """
 
 from pathlib import Path
 
+import numpy as np
+
 from voxelfm_hf.data.phantom import LABELS
 from voxelfm_hf.data.phantom_set import FIRST_SEED, SHAPE, write_phantom_set
 from voxelfm_hf.eval.datasets import About, BenchmarkData
-from voxelfm_hf.eval.labels import read_labels
+from voxelfm_hf.eval.datasets.geometry import cube_round, extent_lps
+from voxelfm_hf.eval.labels import LabelTable, read_labels
 from voxelfm_hf.features import Task
-from voxelfm_hf.scan_list import Scan
+from voxelfm_hf.scan_list import Region, Scan
 
 ABOUT = About(
     title="voxelfm_hf phantoms",
@@ -48,6 +53,9 @@ ACQUISITION = (
     "contrast_arterial",
     "contrast_venous",
 )
+LESION_POSITION = ("lesion_position_lps_mm_x", "lesion_position_lps_mm_y", "lesion_position_lps_mm_z")
+# Stream of random numbers of the cubes.
+_CUBES = 17
 
 
 def read(
@@ -57,6 +65,7 @@ def read(
     scans_each: int = 2,
     shape: tuple[int, int, int] = SHAPE,
     masks: bool = False,
+    lesion_cube_mm: float | None = None,
     first_seed: int = FIRST_SEED,
     workers: int | None = None,
 ) -> BenchmarkData:
@@ -68,6 +77,7 @@ def read(
         scans_each: Scans of each person, with different scanner settings.
         shape: Voxels along (z, y, x).
         masks: Label maps of the organs too, in the column `label_file`.
+        lesion_cube_mm: Edge of a cube round each lesion, shifted at random; whole scans by default.
         first_seed: Seed of the first person.
         workers: Processes that make scans; by default one a core.
 
@@ -89,8 +99,11 @@ def read(
     # The set may hold more people than are asked for.
     labels = labels.take([row for row, seed in enumerate(labels.column("seed")) if seed < first_seed + count])
     files = zip(labels.ids, labels.column("file"), strict=True)
+    tasks = [Task(Scan(name, folder / file, named=True)) for name, file in files]
+    if lesion_cube_mm is not None:
+        labels, tasks = _lesions(labels, tasks, lesion_cube_mm)
     return BenchmarkData(
-        tasks=[Task(Scan(name, folder / file, named=True)) for name, file in files],
+        tasks=tasks,
         labels=labels,
         folder=folder,
         baselines={"acquisition": ACQUISITION},
@@ -99,3 +112,17 @@ def read(
         notes=["synthetic scans with known truth: no statement about patients"],
         classes=tuple(LABELS) if masks else (),
     )
+
+
+def _lesions(labels: LabelTable, tasks: list[Task], edge_mm: float) -> tuple[LabelTable, list[Task]]:
+    """The rows with a lesion, and a cube that holds it somewhere for each."""
+    rows = [row for row, lesion in enumerate(labels.column("lesion")) if lesion]
+    labels = labels.take(rows)
+    places = np.array([labels.column(name) for name in LESION_POSITION]).T
+    found = []
+    for row, place, diameter in zip(rows, places, labels.column("lesion_diameter_mm"), strict=True):
+        scan = tasks[row].scan
+        rng = np.random.default_rng([_CUBES, *scan.identifier.encode()])
+        x, y, z = cube_round(place, diameter, edge_mm, *extent_lps(scan.path), rng).tolist()
+        found.append(Task(scan, (Region(scan.identifier, (x, y, z), edge_mm),)))
+    return labels, found

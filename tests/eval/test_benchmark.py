@@ -379,6 +379,9 @@ def test_patch_tasks_with_ceiling_and_label_maps(tmp_path):
     mask = nib.load(folder / maps[0].name.replace(".nii.gz", "_mask.nii.gz"))
     assert np.allclose(nib.load(maps[0]).affine, mask.affine) and nib.load(maps[0]).shape == mask.shape
     assert not any(row["encoder"] == "spacing" for row in rows)
+    # It is not even asked for its features, and the report says so.
+    assert "spacing gives no patches, which every task here needs, and is left out" in run.notes
+    assert [path.name for path in (tmp_path / "out" / "stores").iterdir() if path.name.startswith("spacing")] == []
 
 
 def test_delong_of_means_over_seeds():

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import SimpleITK
 
+from voxelfm_hf.data.phantom import make_phantom
 from voxelfm_hf.data.write_scan import write_dicom_series, write_nifti
 from voxelfm_hf.eval.benchmark_recipe import read_recipe
 from voxelfm_hf.eval.datasets import About, BenchmarkData, dataset_names, load_dataset
 from voxelfm_hf.eval.datasets.geometry import mask_centre, mask_centroids
+from voxelfm_hf.eval.datasets.phantoms import LESION_POSITION
 from voxelfm_hf.eval.datasets.tables import age_years, held_out
 from voxelfm_hf.eval.datasets.totalsegmentator import STRUCTURES
 from voxelfm_hf.eval.labeller import FINDINGS
@@ -604,6 +606,36 @@ def test_mediastinal_nodes(tmp_path):
     found = read_mask(tmp_path / data.labels.column("label_file")[0], num_classes=2)
     np.testing.assert_allclose(found.affine, read.affine, atol=1e-4)
     np.testing.assert_array_equal(found.hu, mask)
+
+
+def test_phantom_lesions_lie_somewhere_in_their_cubes(tmp_path):
+    options = {"count": 16, "scans_each": 1, "shape": (48, 56, 56), "workers": 0}
+    whole = load_dataset("phantoms").read(tmp_path, **options)
+    check(whole)
+    data = load_dataset("phantoms").read(tmp_path, **options, lesion_cube_mm=96.0)
+    check(data)
+    assert data.labels.ids == [name for name, value in zip(*_column(whole, "lesion"), strict=True) if value]
+    points = point_target(data.labels, LESION_POSITION)[:, 0]
+    apart = []
+    for task, point, size in zip(data.tasks, points, data.labels.column("lesion_diameter_mm"), strict=True):
+        (region,) = task.regions
+        assert region.edge_mm == 96.0
+        apart.append(np.abs(point - region.centre_lps).max())
+        assert apart[-1] <= 96 / 2 - 8 - size / 2 + 1e-6
+    assert np.median(apart) > 10
+    # The cube is round the lesion of the image: what differs from the same person without one lies at the point.
+    scan = read_volume(data.tasks[0].scan.path)
+    seed = data.labels.column("seed")[0]
+    differs = np.argwhere(scan.hu != make_phantom(seed, shape=options["shape"], lesion="none").volume.hu)
+    centre = scan.affine[:3, :3] @ differs.mean(0) + scan.affine[:3, 3]
+    assert np.linalg.norm(centre - points[0]) < 10
+    # The same cubes on every machine and in every set that holds the person.
+    again = load_dataset("phantoms").read(tmp_path, **{**options, "count": 8}, lesion_cube_mm=96.0)
+    assert [task.regions for task in again.tasks] == [task.regions for task in data.tasks[: len(again.tasks)]]
+
+
+def _column(data, name):
+    return data.labels.ids, data.labels.column(name)
 
 
 # Recipes --------------------------------------------------------------------------------------------------------------
