@@ -6,6 +6,17 @@ from typing import Annotated, Any
 import typer
 
 from voxelfm_hf.cli_app import ModelOption, app, console, errors, plain, quiet_libraries
+from voxelfm_hf.cli_task import (
+    Classes,
+    Event,
+    Exclusive,
+    MaskFolder,
+    Masks,
+    Seed,
+    Target,
+    Time,
+    reading_options,
+)
 
 
 @app.command()
@@ -23,19 +34,14 @@ def finetune(
     ] = None,
     model: ModelOption = "tiny",
     mode: Annotated[str, typer.Option(help="lora, last_1, last_2, … (blocks), or full.")] = "lora",
-    target: Annotated[
-        list[str] | None, typer.Option(help="Label column, may be repeated; localization: x, y and z of each point.")
-    ] = None,
+    target: Target = None,
     head: Annotated[str | None, typer.Option(help="linear, mlp or pooler (over patches).")] = None,
-    exclusive: Annotated[
-        bool, typer.Option("--exclusive", help="Classification: one column of class names, exactly one holds.")
-    ] = False,
-    time: Annotated[str, typer.Option(help="Survival: column of the follow-up time.")] = "time",
-    event: Annotated[str, typer.Option(help="Survival: column with 1 for an event, 0 for censored.")] = "event",
-    classes: Annotated[
-        list[str] | None, typer.Option(help="Segmentation: names of the map's values, the background first.")
-    ] = None,
-    masks: Annotated[str | None, typer.Option(help="Segmentation: column with the path of the label map.")] = None,
+    exclusive: Exclusive = False,
+    time: Time = "time",
+    event: Event = "event",
+    classes: Classes = None,
+    masks: Masks = None,
+    mask_folder: MaskFolder = None,
     id_column: Annotated[str | None, typer.Option(help="Column that names the scan as the inputs do.")] = None,
     max_patches: Annotated[int | None, typer.Option(min=1, help="Patch budget of a whole scan.")] = None,
     region_size: Annotated[int | None, typer.Option(min=1, help="Voxels along a region's edge.")] = None,
@@ -43,7 +49,7 @@ def finetune(
         list[str] | None,
         typer.Option("--set", help="How to train, FIELD=VALUE, may be repeated: epochs=10, lora.rank=4, …"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the splits (where none are given) and of the fit.")] = 0,
+    seed: Seed = 0,
 ) -> None:
     """Fine-tunes a backbone for a task: LoRA adapters, the last blocks, or all of it, from the frozen probe on.
 
@@ -55,7 +61,6 @@ def finetune(
 
     Example: accelerate launch -m voxelfm_hf.cli finetune scans/ --labels labels.csv --task survival --out tuned
     """
-    from voxelfm_hf.cli_probe import COLUMN_TASKS
     from voxelfm_hf.eval.finetune_run import finetune_and_save
     from voxelfm_hf.eval.labels import read_labels
     from voxelfm_hf.features import EmbedOptions, Task
@@ -64,24 +69,22 @@ def finetune(
 
     if task in ("retrieval", "report"):
         raise typer.BadParameter(f"--task {task} has no labels to fine-tune on")
-    if task in COLUMN_TASKS and not target:
-        raise typer.BadParameter(f"--task {task} needs --target")
-    if task == "segmentation" and not classes:
-        raise typer.BadParameter("--task segmentation needs --classes, the background first")
     if not inputs and regions is None:
         raise typer.BadParameter("name scans, folders or a CSV list, or --regions")
+    read = reading_options(
+        labels,
+        task=task,
+        target=target,
+        head=head,
+        exclusive=exclusive,
+        time=time,
+        event=event,
+        classes=classes,
+        masks=masks,
+        mask_folder=mask_folder,
+        seed=seed,
+    )
     quiet_libraries()
-    read: dict[str, Any] = {"split_seed": seed}
-    if task in COLUMN_TASKS:
-        read["targets"] = target
-    if task == "classification":
-        read["exclusive"] = exclusive
-    if task == "survival":
-        read.update(time=time, event=event)
-    if task == "segmentation":
-        read.update(classes=classes, masks=masks, folder=labels.parent)
-    if head and task in ("classification", "regression", "survival"):
-        read["head"] = head
     scans = list_scans(inputs or [])
     tasks = [Task(scan) for scan in scans]
     if regions is not None:

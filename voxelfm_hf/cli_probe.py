@@ -22,10 +22,19 @@ from voxelfm_hf.cli_app import (
     progress_bar,
     quiet_libraries,
 )
+from voxelfm_hf.cli_task import (
+    HEAD_READING_TASKS,
+    Classes,
+    Event,
+    Exclusive,
+    MaskFolder,
+    Masks,
+    Seed,
+    Target,
+    Time,
+    reading_options,
+)
 from voxelfm_hf.volumes.errors import ScanError
-
-# Tasks whose labels are one or more columns named by --target.
-COLUMN_TASKS = ("classification", "regression", "retrieval", "localization")
 
 
 @app.command()
@@ -38,27 +47,19 @@ def probe(
         str, typer.Option(help="classification, regression, survival, retrieval, localization or segmentation.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the probe, new or empty.")],
-    target: Annotated[
-        list[str] | None, typer.Option(help="Label column, may be repeated; localization: x, y and z of each point.")
-    ] = None,
+    target: Target = None,
     head: Annotated[
         str | None,
         typer.Option(help="linear, mlp, pooler (over patches), knn (classification); segmentation: subpatch, decoder."),
     ] = None,
-    exclusive: Annotated[
-        bool, typer.Option("--exclusive", help="Classification: one column of class names, exactly one holds.")
-    ] = False,
-    time: Annotated[str, typer.Option(help="Survival: column of the follow-up time.")] = "time",
-    event: Annotated[str, typer.Option(help="Survival: column with 1 for an event, 0 for censored.")] = "event",
-    classes: Annotated[
-        list[str] | None, typer.Option(help="Segmentation: names of the map's values, the background first.")
-    ] = None,
-    masks: Annotated[str | None, typer.Option(help="Segmentation: column with the path of the label map.")] = None,
-    mask_folder: Annotated[
-        Path | None, typer.Option(help="Segmentation: where relative paths of maps start; by default at the labels.")
-    ] = None,
+    exclusive: Exclusive = False,
+    time: Time = "time",
+    event: Event = "event",
+    classes: Classes = None,
+    masks: Masks = None,
+    mask_folder: MaskFolder = None,
     id_column: Annotated[str | None, typer.Option(help="Column that names the scan as the store does.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the splits (where none are given) and of the fit.")] = 0,
+    seed: Seed = 0,
     about: Annotated[
         str, typer.Option(help="For the card: what scans and labels are, where they come from.", rich_help_panel="Card")
     ] = "",
@@ -80,32 +81,24 @@ def probe(
     from voxelfm_hf.eval.labels import read_labels
     from voxelfm_hf.eval.probe_card import ProbeFacts
     from voxelfm_hf.eval.probe_run import fit_and_evaluate, save_probe
-    from voxelfm_hf.eval.tasks import task_names
-    from voxelfm_hf.modeling.configuration_voxelfm_probe import HEADS_OF_TASK
     from voxelfm_hf.store import FeatureStore
 
-    if task not in task_names():
-        raise typer.BadParameter(f"--task is one of {', '.join(task_names())}, got {task}")
-    if head and head not in HEADS_OF_TASK.get(task, ()):
-        raise typer.BadParameter(f"--head of {task} is one of {', '.join(HEADS_OF_TASK.get(task, ()))}, got {head}")
-    if task in COLUMN_TASKS and not target:
-        raise typer.BadParameter(f"--task {task} needs --target")
-    if task == "segmentation" and not classes:
-        raise typer.BadParameter("--task segmentation needs --classes, the background first")
+    read = reading_options(
+        labels,
+        task=task,
+        target=target,
+        head=head,
+        exclusive=exclusive,
+        time=time,
+        event=event,
+        classes=classes,
+        masks=masks,
+        mask_folder=mask_folder,
+        seed=seed,
+    )
     quiet_libraries()
-    read: dict[str, Any] = {"split_seed": seed}
-    if task in COLUMN_TASKS:
-        read["targets"] = target
-    if task == "classification":
-        read["exclusive"] = exclusive
-    if task == "survival":
-        read.update(time=time, event=event)
-    if task == "segmentation":
-        read.update(classes=classes, masks=masks, folder=mask_folder or labels.parent)
-    if head and task in ("classification", "regression", "survival"):
-        read["head"] = head
     fit: dict[str, Any] = {} if task == "retrieval" else {"seed": seed}
-    if head and task in ("localization", "segmentation"):
+    if head and task not in HEAD_READING_TASKS:
         fit["head"] = head
     fitted, reports, data, predictions = fit_and_evaluate(
         FeatureStore(store), read_labels(labels, id_column=id_column), task=task, read=read, fit=fit

@@ -1,0 +1,72 @@
+"""Options that say what a probe answers, shared by the commands that fit one, and what a task's reader gets of them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+# Tasks whose labels are one or more columns named by --target, and those that read features by their head.
+COLUMN_TASKS = ("classification", "regression", "retrieval", "localization")
+HEAD_READING_TASKS = ("classification", "regression", "survival")
+
+Target = Annotated[
+    list[str] | None, typer.Option(help="Label column, may be repeated; localization: x, y and z of each point.")
+]
+Exclusive = Annotated[
+    bool, typer.Option("--exclusive", help="Classification: one column of class names, exactly one holds.")
+]
+Time = Annotated[str, typer.Option(help="Survival: column of the follow-up time.")]
+Event = Annotated[str, typer.Option(help="Survival: column with 1 for an event, 0 for censored.")]
+Classes = Annotated[
+    list[str] | None, typer.Option(help="Segmentation: names of the map's values, the background first.")
+]
+Masks = Annotated[str | None, typer.Option(help="Segmentation: column with the path of the label map.")]
+MaskFolder = Annotated[
+    Path | None, typer.Option(help="Segmentation: where relative paths of maps start; by default at the labels.")
+]
+Seed = Annotated[int, typer.Option(help="Seed of the splits (where none are given) and of the fit.")]
+
+
+def reading_options(
+    labels: Path,
+    *,
+    task: str,
+    target: Sequence[str] | None,
+    head: str | None,
+    exclusive: bool,
+    time: str,
+    event: str,
+    classes: Sequence[str] | None,
+    masks: str | None,
+    mask_folder: Path | None,
+    seed: int,
+) -> dict[str, Any]:
+    """The arguments of the `read` of a task's file.
+
+    Raises:
+        typer.BadParameter: no such task or head, or an option that the task needs is missing.
+    """
+    from voxelfm_hf.eval.tasks import task_names
+    from voxelfm_hf.modeling.configuration_voxelfm_probe import HEADS_OF_TASK
+
+    if task not in task_names():
+        raise typer.BadParameter(f"--task is one of {', '.join(task_names())}, got {task}")
+    if head and head not in HEADS_OF_TASK.get(task, ()):
+        raise typer.BadParameter(f"--head of {task} is one of {', '.join(HEADS_OF_TASK.get(task, ()))}, got {head}")
+    if task in COLUMN_TASKS and not target:
+        raise typer.BadParameter(f"--task {task} needs --target")
+    if task == "segmentation" and not classes:
+        raise typer.BadParameter("--task segmentation needs --classes, the background first")
+    read: dict[str, Any] = {"split_seed": seed}
+    if task in COLUMN_TASKS:
+        read["targets"] = target
+    if task == "classification":
+        read["exclusive"] = exclusive
+    if task == "survival":
+        read.update(time=time, event=event)
+    if task == "segmentation":
+        read.update(classes=classes, masks=masks, folder=mask_folder or labels.parent)
+    if head and task in HEAD_READING_TASKS:
+        read["head"] = head
+    return read
