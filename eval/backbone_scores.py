@@ -1,10 +1,11 @@
 """An encoder's benchmark scores in the header of its card, and on the leaderboards of the Hub.
 
-    python -m voxelfm_hf.eval.backbone_scores OUT --encoder tiny --model FOLDER
+    python -m voxelfm_hf.eval.backbone_scores OUT [OUT …] --encoder tiny --model FOLDER
 
-OUT is the folder of a finished `voxelfm benchmark`, FOLDER that of the encoder with its README.md. With --dataset-id
-and --task-ids the scores also become `.eval_results/` entries, which the Hub shows on the leaderboard of a data set
-that has one: --dataset-id user/name --task-ids classification/malignant=nodules, where its eval.yaml says nodules.
+OUT is the folder of a finished `voxelfm benchmark`, FOLDER that of the encoder with its README.md. Its header gets the
+scores of all OUT in place of those it had. With --dataset-id and --task-ids the scores of one OUT also become
+`.eval_results/` entries, which the Hub shows on the leaderboard of a data set that has one: --dataset-id user/name
+--task-ids classification/malignant=nodules, where its eval.yaml says nodules.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from voxelfm_hf.volumes.errors import CardError, VoxelFMError
 
 
 def score_backbone(
-    out: Path,
+    outs: Sequence[Path],
     encoder: str,
     model: Path,
     *,
@@ -33,10 +34,10 @@ def score_backbone(
     """Puts an encoder's main scores at all labels into the header of its card, and into `.eval_results/`.
 
     Args:
-        out: Folder of a finished benchmark (results.csv, results.json).
+        outs: Folders of finished benchmarks (results.csv, results.json).
         encoder: Its name there.
         model: Folder with the README.md of the encoder; its text is left as it is.
-        dataset_id: Hub id of the data.
+        dataset_id: Hub id of the data, of one benchmark.
         task_ids: "task/target" -> name of the task in the eval.yaml of that data set.
 
     Returns:
@@ -45,21 +46,26 @@ def score_backbone(
     Raises:
         CardError: no such benchmark, encoder, card or target.
     """
-    rows, data = _read(out)
-    names = dict.fromkeys(row["encoder"] for row in rows)
-    rows = [row for row in rows if row["encoder"] == encoder]
-    if not rows:
-        raise CardError(f"{out} has no encoder {encoder}: it has {', '.join(names)}")
+    if dataset_id is not None and len(outs) > 1:
+        raise CardError("a Hub id names one data set: give one benchmark folder with it")
+    results: list[Any] = []
+    scored: dict[str, dict[str, Any]] = {}
+    for out in outs:
+        rows, data = _read(out)
+        names = dict.fromkeys(row["encoder"] for row in rows)
+        rows = [row for row in rows if row["encoder"] == encoder]
+        if not rows:
+            raise CardError(f"{out} has no encoder {encoder}: it has {', '.join(names)}")
+        results += model_index(rows, dataset_name=load_dataset(data).ABOUT.title, dataset_id=dataset_id)
+        scored |= {f"{row['task']}/{row['target']}": row for row in rows}
     card = model / "README.md"
     if not card.is_file():
         raise CardError(f"{model} has no README.md to write the scores into: make its card first")
-    scored = {f"{row['task']}/{row['target']}": row for row in rows}
     unknown = sorted(set(task_ids or {}) - set(scored))
     if unknown:
-        raise CardError(f"{out} has no {unknown[0]}: it has {', '.join(scored)}")
+        raise CardError(f"{outs[0]} has no {unknown[0]}: it has {', '.join(scored)}")
     if task_ids and dataset_id is None:
         raise CardError("entries of a leaderboard need the Hub id of the data set: give --dataset-id")
-    results = model_index(rows, dataset_name=load_dataset(data).ABOUT.title, dataset_id=dataset_id)
     text = card.read_text(encoding="utf-8")
     with written_file(card) as temporary:
         temporary.write_text(add_model_index(text, results, name=_heading(text, model.name)), encoding="utf-8")
@@ -93,7 +99,7 @@ def _heading(card: str, otherwise: str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="folder of a finished benchmark")
+    parser.add_argument("outs", type=Path, nargs="+", metavar="OUT", help="folders of finished benchmarks")
     parser.add_argument("--encoder", required=True, help="whose scores, as the benchmark calls it")
     parser.add_argument("--model", type=Path, required=True, help="folder of that encoder, with its README.md")
     parser.add_argument("--dataset-id", help="Hub id of the data set")
@@ -102,7 +108,7 @@ def main() -> int:
     ids = dict(word.split("=", 1) for word in options.task_ids if "=" in word)
     try:
         for path in score_backbone(
-            options.out, options.encoder, options.model, dataset_id=options.dataset_id, task_ids=ids
+            options.outs, options.encoder, options.model, dataset_id=options.dataset_id, task_ids=ids
         ):
             print(path)
     except VoxelFMError as error:

@@ -23,7 +23,7 @@ from voxelfm_hf.features import Task
 from voxelfm_hf.scan_list import Region, Scan
 
 ABOUT = About(
-    title="voxelfm_hf phantoms",
+    title="synthetic chests (voxelfm_hf phantoms)",
     where="python -m voxelfm_hf.data.phantom_set OUT",
     licence="Apache-2.0",
     citation="none: synthetic, made by voxelfm_hf",

@@ -170,7 +170,7 @@ def test_benchmark_scores_go_into_the_card_of_a_backbone(tmp_path):
     (out / "results.csv").write_text("\n".join(",".join(map(str, line)) for line in (names, *lines)))
     (model / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Small encoder\n\ntext\n")
     ids = {"nodules/malignant": "malignancy"}
-    card, entries = score_backbone(out, "tiny", model, dataset_id="user/nodules", task_ids=ids)
+    card, entries = score_backbone([out], "tiny", model, dataset_id="user/nodules", task_ids=ids)
     data = ModelCard.load(card).data
     (result,) = data.eval_results
     assert (result.metric_value, result.metric_type, result.dataset_type) == (0.87, "roc_auc", "user/nodules")
@@ -182,10 +182,20 @@ def test_benchmark_scores_go_into_the_card_of_a_backbone(tmp_path):
         ("no README.md", {"model": out}),
         ("has no nodules/x", {"task_ids": {"nodules/x": "y"}}),
         ("give --dataset-id", {"task_ids": ids, "dataset_id": None}),
-        ("voxelfm benchmark", {"out": model}),
+        ("voxelfm benchmark", {"outs": [model]}),
+        ("one benchmark folder", {"outs": [out, out]}),
     ]:
         with pytest.raises(CardError, match=words):
-            score_backbone(**{"out": out, "encoder": "tiny", "model": model, "dataset_id": "user/nodules", **change})
+            score_backbone(**{"outs": [out], "encoder": "tiny", "model": model, "dataset_id": "user/nodules", **change})
+    # The scores of several benchmarks stand side by side, in place of those before.
+    organs = tmp_path / "organs"
+    organs.mkdir()
+    (organs / "results.json").write_text(json.dumps({"recipe": {"data": "openkbp"}}))
+    line = ("tiny", "segmentation", "macro", "dice", 0.5, 0.4, 0.6, 7, 1.0, "segmentation", True)
+    (organs / "results.csv").write_text("\n".join(",".join(map(str, part)) for part in (names, line)))
+    score_backbone([out, organs], "tiny", model)
+    found = {result.dataset_name: result.metric_value for result in ModelCard.load(card).data.eval_results}
+    assert sorted(found.values()) == [0.5, 0.87] and len(found) == 2
 
 
 def vectors(folder, count=60):
