@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,9 +13,9 @@ import torch
 from voxelfm_hf.data.report_reduction import format_reduced
 from voxelfm_hf.eval.labeller import FINDINGS
 from voxelfm_hf.eval.labels import LabelTable
+from voxelfm_hf.eval.metrics.binary import auroc
 from voxelfm_hf.eval.report_scores import label_texts, macro_f1
 from voxelfm_hf.eval.tasks import classification
-from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.store import FeatureStore
 from voxelfm_hf.training.probe_settings import ProbeSettings
 
@@ -32,6 +33,19 @@ ORGAN_OF = {
 SAID_AS = {"Medical material": "Pacemaker or catheter"}
 POOLER = ProbeSettings(epochs=25, batch_size=16, evaluate_every=1, patience=6)
 POOLER_WIDTH = 64
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeReports:
+    """What probes say of the test scans.
+
+    Attributes:
+        texts: A report a test scan.
+        validation_auroc: Finding -> AUROC of its probe on the validation scans.
+    """
+
+    texts: list[str]
+    validation_auroc: dict[str, float]
 
 
 def template_report(findings: Iterable[str]) -> str:
@@ -77,7 +91,7 @@ def probe_reports(
     *,
     seed: int = 0,
     settings: ProbeSettings = POOLER,
-) -> tuple[list[str], VoxelFMProbe, np.ndarray]:
+) -> ProbeReports:
     """What attention-pooler probes on the patches say of the test scans, one fixed sentence a finding.
 
     The probes learn the findings that the rule labeller reads in the training reports; thresholds come from the
@@ -90,7 +104,7 @@ def probe_reports(
         settings: How to fit.
 
     Returns:
-        Reports of the test rows in their order, the probe, and its probabilities (test rows, findings).
+        Reports of the test rows in their order, and how well each finding is seen on the validation rows.
     """
     labels = label_texts(reports)
     train = np.array(splits) == "train"
@@ -102,10 +116,11 @@ def probe_reports(
     table = LabelTable("reports", list(ids), {**columns, "split": list(splits), "patient_id": list(patients)})
     data = classification.read(store, table, targets=names, head="pooler")
     probe = classification.fit(data, settings=settings, head_hidden_size=POOLER_WIDTH, seed=seed)
-    chances = classification.predict(probe, data, data.rows("test"))
-    positive = chances >= np.array(probe.config.threshold)
+    positive = classification.predict(probe, data, data.rows("test")) >= np.array(probe.config.threshold)
     written = [template_report([name for name, said in zip(names, row, strict=True) if said]) for row in positive]
-    return written, probe, chances
+    seen = classification.predict(probe, data, data.rows("val"))
+    areas = [float(auroc(labels[held, i], seen[:, column])) for column, i in enumerate(learnable)]
+    return ProbeReports(written, dict(zip(names, areas, strict=True)))
 
 
 def tokens_of(read: Callable[[str], torch.Tensor], ids: Sequence[str]) -> list[torch.Tensor]:

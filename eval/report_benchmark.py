@@ -6,6 +6,7 @@
     OUT/store/               features, unless DATA has them
     OUT/NAME/                a training run for each row that is trained (adapter, text_only, cls_only)
     OUT/predictions/*.parquet  what each row wrote about each test scan, and the findings in it
+    OUT/visible.json         how well a probe sees each finding in the features of the validation scans
     OUT/results.csv, results.md, examples.md
 
 Rows: `adapter`; `shuffled`, the same model shown the scans of other patients; `text_only`, trained with features
@@ -14,6 +15,7 @@ Finished parts are kept: run it again after an interruption.
 """
 
 import csv
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -31,13 +33,8 @@ from voxelfm_hf.eval.benchmark_run import Finished
 from voxelfm_hf.eval.labeller import FINDINGS
 from voxelfm_hf.eval.report_baselines import constant_report, probe_reports, retrieved_reports, tokens_of
 from voxelfm_hf.eval.report_card import EXAMPLES, write_report_card
-from voxelfm_hf.eval.report_scores import (
-    MACRO,
-    LabelledReports,
-    compare_reports,
-    label_pairs,
-    score_reports,
-)
+from voxelfm_hf.eval.report_page import VISIBLE_FROM, examples_page, on_one_line, results_page, terminal_table
+from voxelfm_hf.eval.report_scores import LabelledReports, label_pairs, score_reports
 from voxelfm_hf.features import EmbedOptions, Task, embed_scans
 from voxelfm_hf.files import written_file
 from voxelfm_hf.recipes import load_recipe, save_recipe, to_recipe
@@ -55,6 +52,8 @@ logger = logging.getLogger(__name__)
 TRAINED_ROWS = ("adapter", "text_only", "cls_only")
 ROWS = ("adapter", "shuffled", "text_only", "cls_only", "probes_template", "retrieval", "constant")
 TASK = "report"
+_VISIBLE_FILE = "visible.json"
+_EXAMPLES = 6  # in examples.md
 COLUMNS = ("encoder", "task", "target", "metric", "value", "low", "high", "n", "fraction", "seeds", "train_rows",
            "patients", "note")  # fmt: skip
 
@@ -228,9 +227,10 @@ def _make(
     if row == "constant":
         return [constant_report([data.texts[i] for i in train])] * len(test)
     if row == "probes_template":
-        return probe_reports(data.store, data.ids, data.texts, data.splits.tolist(), data.patients, seed=training.seed)[
-            0
-        ]
+        said = probe_reports(data.store, data.ids, data.texts, data.splits.tolist(), data.patients, seed=training.seed)
+        with written_file(out / _VISIBLE_FILE) as path:
+            path.write_text(json.dumps(said.validation_auroc, indent=2) + "\n", encoding="utf-8")
+        return said.texts
     kind = "cls" if row == "cls_only" else training.model.feature_tokens
     read = store_tokens(data.store, kind, positions=training.model.position_features)
     shown = [data.ids[i] for i in test]
@@ -290,8 +290,10 @@ def _score(
 ) -> Finished:
     """results.csv, results.md, examples.md, the adapter's card and the table for the terminal."""
     rows: list[dict[str, Any]] = []
+    visible = _visible(out)
     for encoder, reports in written.items():
-        for (target, metric), estimate in score_reports(reports, replicates=settings.replicates).items():
+        scores = score_reports(reports, visible=visible, replicates=settings.replicates)
+        for (target, metric), estimate in scores.items():
             rows.append(
                 {"encoder": encoder, "task": TASK, "target": target, "metric": metric, "value": estimate.value,
                  "low": estimate.low, "high": estimate.high, "n": estimate.n, "fraction": 1.0, "seeds": 1,
@@ -301,11 +303,19 @@ def _score(
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
-    page = _page(title, rows, written, data, settings.replicates)
+    page = results_page(
+        title,
+        rows,
+        written,
+        visible,
+        synthetic=data.synthetic,
+        train_rows=len(data.rows("train")),
+        replicates=settings.replicates,
+    )
     with written_file(out / "results.md") as path:
         path.write_text(page, encoding="utf-8")
     with written_file(out / "examples.md") as path:
-        path.write_text(_examples(written, data), encoding="utf-8")
+        path.write_text(examples_page(written, [data.ids[i] for i in data.rows("test")[:_EXAMPLES]]), encoding="utf-8")
     model = out / "adapter" / "stage2" / "model"
     if "adapter" in written and model.is_dir():
         test = data.rows("test")[:EXAMPLES]
@@ -315,101 +325,17 @@ def _score(
             rows=rows,
             table=page.partition("\n\n")[2],
             examples=[
-                (data.ids[row], _on_one_line(data.texts[row]), _on_one_line(written["adapter"].written[index]))
+                (data.ids[row], on_one_line(data.texts[row]), on_one_line(written["adapter"].written[index]))
                 for index, row in enumerate(test)
             ],
             synthetic=data.synthetic,
             command=f"voxelfm benchmark {Path(name).name} --out OUT",
         )
-    return Finished([_terminal_table(rows)], [])
+    return Finished([terminal_table(rows)], [])
 
 
-def _cell(rows: list[dict[str, Any]], encoder: str, target: str, metric: str) -> str:
-    for row in rows:
-        if (row["encoder"], row["target"], row["metric"]) == (encoder, target, metric):
-            if not np.isfinite(row["value"]):
-                return "-"
-            interval = f" [{row['low']:.3f}, {row['high']:.3f}]" if np.isfinite(row["low"]) else ""
-            return f"{row['value']:.3f}{interval}"
-    return "-"
-
-
-def _page(
-    title: str,
-    rows: list[dict[str, Any]],
-    written: Mapping[str, LabelledReports],
-    data: ReportData,
-    replicates: int,
-) -> str:
-    """The results as Markdown."""
-    first = next(iter(written.values()))
-    metrics = {
-        "f1": "macro F1",
-        "hallucinated": "hallucinated",
-        "missed": "missed",
-        "bleu": "BLEU",
-        "rouge_l": "ROUGE-L",
-        "meteor": "METEOR",
-    }
-    lines = [
-        f"# {title}",
-        "",
-        f"{len(data.rows('test'))} {'synthetic ' * data.synthetic}test scans, {len(data.rows('train'))} to learn from; "
-        "95 % intervals over patients "
-        f"({replicates} draws). Macro F1 is a mean over the {len(first.scored)} findings that at least five references "
-        "state, labelled in both texts by rules; hallucinated: share of stated findings that the reference does not "
-        "state; missed: share of its findings that are not stated.",
-        "",
-        f"| row | {' | '.join(metrics.values())} |",
-        f"|---|{'---|' * len(metrics)}",
-        *(f"| {name} | {' | '.join(_cell(rows, name, MACRO, metric) for metric in metrics)} |" for name in written),
-        "",
-        "F1 by finding:",
-        "",
-        f"| finding (positives) | {' | '.join(written)} |",
-        f"|---|{'---|' * len(written)}",
-        *(
-            f"| {FINDINGS[i]} ({int(first.true[:, i].sum())}) | "
-            f"{' | '.join(_cell(rows, name, FINDINGS[i], 'f1') for name in written)} |"
-            for i in first.scored
-        ),
-        "",
-    ]
-    if "adapter" in written and len(written) > 1:
-        lines += ["Macro F1 of the adapter minus that of each row, same patients:", "", "| row | difference | p |",
-                  "|---|---|---|"]  # fmt: skip
-        for name, reports in written.items():
-            if name != "adapter":
-                found = compare_reports(written["adapter"], reports, replicates=replicates)
-                lines.append(
-                    f"| {name} | {found.difference:.3f} [{found.low:.3f}, {found.high:.3f}] | {found.p_value:.3g} |"
-                )
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _examples(written: Mapping[str, LabelledReports], data: ReportData, *, count: int = 6) -> str:
-    """The first test scans with what the reference and every row say."""
-    test = data.rows("test")[:count]
-    lines = ["# Examples: the first test scans", ""]
-    for index, row in enumerate(test):
-        lines += [f"## {data.ids[row]}", "", f"- reference: {_on_one_line(data.texts[row])}"]
-        lines += [f"- {name}: {_on_one_line(reports.written[index])}" for name, reports in written.items()]
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _on_one_line(text: str) -> str:
-    return " / ".join(text.splitlines())
-
-
-def _terminal_table(rows: list[dict[str, Any]]) -> Any:
-    from rich.table import Table
-
-    table = Table(title="reports: findings against the reference")
-    metrics = ("f1", "hallucinated", "missed", "bleu", "rouge_l", "meteor")
-    for column in ("row", *metrics):
-        table.add_column(column)
-    for name in dict.fromkeys(row["encoder"] for row in rows):
-        table.add_row(name, *(_cell(rows, name, MACRO, metric) for metric in metrics))
-    return table
+def _visible(out: Path) -> list[str]:
+    """Findings that a probe sees in the features of the validation scans; none before there is a probe."""
+    path = out / _VISIBLE_FILE
+    seen = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return [finding for finding, area in seen.items() if area >= VISIBLE_FROM]

@@ -3,7 +3,7 @@
 Findings are labelled in both texts by the rules of `labeller`: these F1 do not compare with those of another labeller.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ from voxelfm_hf.eval.metrics.text import bleu_counts, corpus_bleu, meteor, rouge
 from voxelfm_hf.eval.statistics import Comparison, Estimate, bootstrap, paired_bootstrap
 
 MACRO = "macro"
+# The same over the findings that a probe sees in the features.
+VISIBLE = "visible"
 # A finding in fewer reference reports is not scored by itself and not part of the macro mean.
 FEWEST_POSITIVES = 5
 
@@ -38,6 +40,10 @@ class LabelledReports:
     def scored(self) -> list[int]:
         """The findings that enough references state."""
         return [i for i, count in enumerate(self.true.sum(0)) if count >= FEWEST_POSITIVES]
+
+    def scored_among(self, findings: Collection[str]) -> list[int]:
+        """Those of `scored` that are among some findings."""
+        return [i for i in self.scored if FINDINGS[i] in findings]
 
 
 def label_texts(texts: Sequence[str]) -> np.ndarray:
@@ -87,18 +93,19 @@ def missed_rate(true: np.ndarray, stated: np.ndarray, *, weights: np.ndarray) ->
 
 
 def score_reports(
-    reports: LabelledReports, *, replicates: int = 1000, seed: int = 0
+    reports: LabelledReports, *, visible: Collection[str] = (), replicates: int = 1000, seed: int = 0
 ) -> dict[tuple[str, str], Estimate]:
     """Every score of written reports.
 
     Args:
         reports: Labelled pairs.
+        visible: Findings that a probe sees in the features, chosen on other scans.
         replicates: Bootstrap draws of patients.
         seed: Of the draws.
 
     Returns:
         (target, metric) -> estimate. Target macro: f1, hallucinated, missed, bleu, rouge_l, meteor; the findings that
-        at least five references state: f1.
+        at least five references state: f1. Target visible, where findings are: f1 over those of them.
     """
     settings: dict[str, Any] = {"patients": reports.patients, "replicates": replicates, "seed": seed}
     settings["method"] = "percentile"
@@ -106,6 +113,8 @@ def score_reports(
     found: dict[tuple[str, str], Estimate] = {}
     if scored:
         found[MACRO, "f1"] = bootstrap(macro_f1, reports.true[:, scored], reports.stated[:, scored], **settings)
+    if seen := reports.scored_among(visible):
+        found[VISIBLE, "f1"] = bootstrap(macro_f1, reports.true[:, seen], reports.stated[:, seen], **settings)
     for name, metric in (("hallucinated", hallucinated_rate), ("missed", missed_rate)):
         found[MACRO, name] = bootstrap(metric, reports.true, reports.stated, **settings)
     pairs = [(words(w), words(r)) for w, r in zip(reports.written, reports.reference, strict=True)]
@@ -119,9 +128,15 @@ def score_reports(
     return found
 
 
-def compare_reports(first: LabelledReports, second: LabelledReports, *, replicates: int = 1000) -> Comparison:
-    """The difference of the macro F1 of two sets of texts about the same scans, under the same draws of patients."""
-    scored = first.scored
+def compare_reports(
+    first: LabelledReports,
+    second: LabelledReports,
+    *,
+    findings: Collection[str] = FINDINGS,
+    replicates: int = 1000,
+) -> Comparison:
+    """The difference of the macro F1 (over some findings) of two sets of texts, under the same draws of patients."""
+    scored = first.scored_among(findings)
     return paired_bootstrap(
         macro_f1,
         first.true[:, scored],

@@ -11,6 +11,8 @@ from torch import nn
 
 # Wave numbers of the sines and cosines of a coordinate from -1 to 1 across the patch grid.
 POSITION_WAVES = (0.5, 1.0, 2.0)
+# How sharply a query that starts at a place attends to it: at 1.5, most of its weight lies within a fifth of the grid.
+PLACE_SHARPNESS = 1.5
 
 
 def scan_tokens(
@@ -126,6 +128,31 @@ class VoxelFMReportResampler(nn.Module):
         """What the biases add to every value (W,)."""
         to_value = self.attention.in_proj_weight.chunk(3)[2]
         return to_value @ self.value.bias + self.attention.in_proj_bias.chunk(3)[2]
+
+    @torch.no_grad()
+    def spread_over_places(self) -> None:
+        """Let every head of every query start at a place of its own, evenly spread through the grid.
+
+        Attention that starts even everywhere has to find places first, which takes more scans than a small set has. A
+        score is `PLACE_SHARPNESS` times the sum of cos(pi * wave * (patch - place)) over axes and waves, to which what
+        untrained weights say about features is added. Nothing is done without coordinates, or where a head is too
+        narrow to hold their sines and cosines.
+        """
+        waves, heads = 6 * len(POSITION_WAVES), self.attention.num_heads
+        width = self.query.shape[1]
+        if not self.has_positions or width // heads < waves:
+            return
+        places = 2 * torch.quasirandom.SobolEngine(3).draw(heads * len(self.query)) - 1
+        wanted = torch.cat(self._waves(places)[1:], dim=-1).unflatten(0, (len(self.query), heads))
+        queries = self.query.unflatten(1, (heads, -1))
+        queries[..., :waves] = PLACE_SHARPNESS * (width // heads) ** 0.5 * wanted.to(queries)
+        keys, bias = self.key.weight.unflatten(0, (heads, -1)), self.key.bias.unflatten(0, (heads, -1))
+        keys[:, :waves] = 0
+        keys[:, :waves, -waves:] = torch.eye(waves)
+        bias[:, :waves] = 0
+        to_query, to_key, _ = self.attention.in_proj_weight.chunk(3)
+        for weight in (to_query, to_key):
+            weight.copy_(torch.eye(width))
 
     def _waves(self, places: torch.Tensor) -> list[torch.Tensor]:
         angles = [math.pi * wave * places for wave in POSITION_WAVES]

@@ -237,6 +237,7 @@ def _model(
             projector_hidden_size=settings.projector_hidden_size,
         )
         network = VoxelFMForReportGeneration.from_parts(config, language_model=speaks)
+        network.resampler.spread_over_places()
     else:
         before = stage_folder(recipe, 1) / "model"
         if not before.is_dir():

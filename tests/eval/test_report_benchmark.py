@@ -55,7 +55,7 @@ def test_every_row_is_scored_on_the_same_scans(finished):
     rows = results(finished)
     assert {encoder for encoder, *_ in rows} == set(report_benchmark.ROWS)
     assert {row["task"] for row in rows.values()} == {"report"} and {row["n"] for row in rows.values()} == {"20"}
-    assert {target for _, target, _ in rows} == {"macro", "Pleural effusion", "Emphysema"}
+    assert {target for _, target, _ in rows} == {"macro", "visible", "Pleural effusion", "Emphysema"}
     assert {metric for _, _, metric in rows} == {"f1", "hallucinated", "missed", "bleu", "rouge_l", "meteor"}
     # The features tell the findings: what reads them finds them, what does not cannot.
     assert float(rows["retrieval", "macro", "f1"]["value"]) > 0.9
@@ -63,6 +63,9 @@ def test_every_row_is_scored_on_the_same_scans(finished):
     assert float(rows["constant", "macro", "f1"]["value"]) == pytest.approx(2 / 3, abs=0.05)
     assert int(rows["adapter", "macro", "f1"]["train_rows"]) == 12
     page = (finished / "results.md").read_text()
+    seen = json.loads((finished / "visible.json").read_text())  # of probes on the validation scans
+    assert set(seen) == {"Pleural effusion", "Emphysema"} and min(seen.values()) >= 0.7
+    assert "Visible: " in page and "| row | all findings | p | visible findings | p |" in page
     assert "| probes_template |" in page and "20 test scans, 12 to learn from" in page
     assert (finished / "examples.md").read_text().count("- adapter:") == 6
     card = (finished / "adapter/stage2/model/README.md").read_text()

@@ -9,6 +9,7 @@ from voxelfm_hf.eval.labeller import FINDINGS
 from voxelfm_hf.eval.metrics.text import bleu_counts, corpus_bleu, meteor, rouge_l, words
 from voxelfm_hf.eval.report_scores import (
     MACRO,
+    VISIBLE,
     compare_reports,
     hallucinated_rate,
     label_pairs,
@@ -111,6 +112,16 @@ def test_perfect_and_silent_reports_have_known_scores():
     silent = score_reports(label_pairs(["No abnormal findings."] * 20, REPORTS), replicates=20)
     assert silent[MACRO, "f1"].value == 0 and silent[MACRO, "missed"].value == 1
     assert not silent[MACRO, "hallucinated"].defined
+
+
+def test_macro_over_visible_findings_leaves_the_others_out():
+    wrong = label_pairs([text.replace("mphysema", "mpty") for text in REPORTS], REPORTS)
+    scores = score_reports(wrong, visible=["Emphysema", "Cardiomegaly"], replicates=20)
+    assert scores[VISIBLE, "f1"].value == scores["Emphysema", "f1"].value == 0
+    assert scores[MACRO, "f1"].value == pytest.approx(scores["Pleural effusion", "f1"].value / 2)
+    assert (VISIBLE, "f1") not in score_reports(wrong, visible=["Cardiomegaly"], replicates=20)
+    perfect = label_pairs(REPORTS, REPORTS)
+    assert compare_reports(perfect, wrong, findings=["Emphysema"], replicates=20).difference == 1
 
 
 def test_intervals_resample_patients_and_differences_are_paired():

@@ -1,5 +1,7 @@
 """The report model: image tokens in prompts, generation, saving what was trained, loading it again."""
 
+import copy
+
 import pytest
 import torch
 from peft import LoraConfig
@@ -10,6 +12,7 @@ from tests.modeling.small_language_models import small_llama
 from voxelfm_hf.modeling.configuration_voxelfm_report import VoxelFMReportConfig
 from voxelfm_hf.modeling.modeling_voxelfm import VoxelFMModel
 from voxelfm_hf.modeling.modeling_voxelfm_report import VoxelFMForReportGeneration, pad_tokens
+from voxelfm_hf.modeling.resampler_voxelfm_report import VoxelFMReportResampler, scan_tokens
 
 IMAGE, QUERIES, WIDTH = 300, 3, 24
 VISION = {"hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 1, "patch_size": 4}
@@ -300,3 +303,38 @@ def test_places_of_patches_reach_the_resampler_from_volumes_as_from_features(vol
     assert not torch.allclose(first, second)
     with pytest.raises(ValueError, match="scans, tokens, 27"):
         model.get_image_features(vision_features=features[..., :WIDTH])
+
+
+@torch.no_grad()
+def test_heads_start_at_places_spread_through_the_grid():
+    torch.manual_seed(0)
+    config = make_config(
+        small_llama(120).config,
+        position_features=True,
+        num_image_tokens=4,
+        resampler_hidden_size=64,
+        feature_tokens="patches",
+    )
+    resampler = VoxelFMReportResampler(config)
+    resampler.query.zero_()
+    resampler.spread_over_places()
+    tokens = scan_tokens(None, torch.randn(1, 8**3, WIDTH), feature_tokens="patches", grid=(8, 8, 8))
+    places, centres = tokens[0, :, WIDTH:], []
+    for query in range(4):
+        for head in range(2):
+            one = resampler.attention.out_proj.weight.new_zeros(4, 64)
+            one[query, head * 32 : head * 32 + 32] = resampler.query[query, head * 32 : head * 32 + 32]
+            only = copy.deepcopy(resampler)
+            only.query.copy_(one)
+            weights = only(tokens, with_attention=True)[1][0, query]
+            # The other head, now without a query, attends evenly.
+            weights = 2 * weights - 1 / 512
+            centres.append(places[weights.argmax()])
+            near = (places - centres[-1]).abs().max(1).values < 0.4
+            assert weights[near].sum() > 0.6
+    distances = torch.cdist(torch.stack(centres), torch.stack(centres)) + 9 * torch.eye(8)
+    assert distances.min() > 0.3
+    narrow = VoxelFMReportResampler(make_config(small_llama(120).config, position_features=True))
+    narrow.query.zero_()
+    narrow.spread_over_places()
+    assert (narrow.query == 0).all()
