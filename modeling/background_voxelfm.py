@@ -4,6 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+BACKGROUND_HU = -800.0
+BACKGROUND_KERNEL = 21
+
 
 def _box_sums(values: np.ndarray, kernel: int, axes: Sequence[int]) -> np.ndarray:
     """Sums over centred windows of `kernel` along the axes, zero outside; int64."""
@@ -29,7 +32,9 @@ def _first_plane(mask: np.ndarray, axis: int, candidates: np.ndarray, kernel: in
     return None
 
 
-def background_box(hu: np.ndarray, threshold: float = -800.0, kernel: int = 21) -> list[tuple[int, int]] | None:
+def background_box(
+    hu: np.ndarray, threshold: float = BACKGROUND_HU, kernel: int = BACKGROUND_KERNEL
+) -> list[tuple[int, int]] | None:
     """The box of the body: where more than half of the k^3 cube round a voxel exceeds the threshold.
 
     The same box as a dense k^3 convolution with zero padding, found without one: windowed projections of the

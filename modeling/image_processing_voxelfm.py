@@ -10,8 +10,19 @@ import torch
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.processing_utils import ImagesKwargs
 
-from .background_voxelfm import background_box
-from .resampling_voxelfm import Size, apply_axes, axis_matrix, budget_size, isotropic_size, linear_rows
+from .background_voxelfm import BACKGROUND_HU, BACKGROUND_KERNEL, background_box
+from .resampling_voxelfm import (
+    HU_RANGE,
+    IMAGE_MEAN,
+    IMAGE_STD,
+    MIN_SPACING_MM,
+    Size,
+    apply_axes,
+    axis_matrix,
+    budget_size,
+    isotropic_size,
+    linear_rows,
+)
 
 # No CT spans this much; larger products of size and spacing are wrong spacings.
 MAX_FIELD_OF_VIEW_MM = 4000.0
@@ -99,16 +110,16 @@ class VoxelFMImageProcessor(BaseImageProcessor):
 
     def __init__(
         self,
-        hu_range: Sequence[float] = (-1000.0, 1900.0),
-        image_mean: float = -573.8,
-        image_std: float = 461.3,
+        hu_range: Sequence[float] = HU_RANGE,
+        image_mean: float = IMAGE_MEAN,
+        image_std: float = IMAGE_STD,
         patch_size: int = 14,
         max_patches: int = 25000,
-        min_spacing_mm: float = 0.75,
+        min_spacing_mm: float = MIN_SPACING_MM,
         voxel_mm: float | None = None,
         crop_background: bool = True,
-        background_hu: float = -800.0,
-        background_kernel: int = 21,
+        background_hu: float = BACKGROUND_HU,
+        background_kernel: int = BACKGROUND_KERNEL,
         pad_thin: bool = False,
         **kwargs,
     ):

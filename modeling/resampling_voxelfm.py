@@ -1,4 +1,4 @@
-"""Sizes and resampling of CT volumes.
+"""The published value range, and sizes and resampling of CT volumes.
 
 All geometry is per axis, so a whole chain of resamplings is composed into one small matrix an axis and applied
 once; nothing larger than its input or its output is ever in memory.
@@ -11,6 +11,11 @@ import numpy as np
 import torch
 
 Size = tuple[int, ...]
+# In HU: the range values are clipped to, and how they are normalised.
+HU_RANGE = (-1000.0, 1900.0)
+IMAGE_MEAN = -573.8
+IMAGE_STD = 461.3
+MIN_SPACING_MM = 0.75
 # Voxels converted to float at a time, and output rows of one block of a banded matrix product.
 CHUNK_VOXELS = 1 << 23
 BLOCK_ROWS = 64
@@ -20,7 +25,10 @@ BUDGET_FALLBACK = 0.95
 
 
 def isotropic_size(
-    shape: Sequence[int], spacing: Sequence[float], min_spacing_mm: float = 0.75, voxel_mm: float | None = None
+    shape: Sequence[int],
+    spacing: Sequence[float],
+    min_spacing_mm: float = MIN_SPACING_MM,
+    voxel_mm: float | None = None,
 ) -> Size:
     """The shape after resampling to cubic voxels.
 

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from voxelfm_hf.modeling.resampling_voxelfm import HU_RANGE, IMAGE_MEAN, IMAGE_STD
+
 Shape = tuple[int, int, int]
 
 WINDOW_BINS = 512
@@ -44,9 +46,9 @@ class CropSettings:
     local_scale: tuple[float, float] = (0.05, 0.32)
     flip_probability: float = 0.5
     window_probability: float = 0.5
-    hu_range: tuple[float, float] = (-1000.0, 1900.0)
-    image_mean: float = -573.8
-    image_std: float = 461.3
+    hu_range: tuple[float, float] = HU_RANGE
+    image_mean: float = IMAGE_MEAN
+    image_std: float = IMAGE_STD
 
     @property
     def size_pairs(self) -> list[tuple[int, int]]:
@@ -163,7 +165,7 @@ def crop(hu: np.ndarray, draw: ViewDraw) -> Tensor:
     return image.flip(flipped) if flipped else image
 
 
-def apply_window(hu: Tensor, window: WindowDraw, *, hu_range: tuple[float, float] = (-1000.0, 1900.0)) -> Tensor:
+def apply_window(hu: Tensor, window: WindowDraw, *, hu_range: tuple[float, float] = HU_RANGE) -> Tensor:
     """Clip an image to a random HU window placed by its own histogram.
 
     Percentiles are lower edges of a 512-bin histogram of the values inside `hu_range`. Level = median + a fifth of the

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from voxelfm_hf.modeling.background_voxelfm import background_box
-from voxelfm_hf.modeling.resampling_voxelfm import apply_axes, interpolation_matrix, isotropic_size
+from voxelfm_hf.modeling.resampling_voxelfm import (
+    HU_RANGE,
+    MIN_SPACING_MM,
+    apply_axes,
+    interpolation_matrix,
+    isotropic_size,
+)
 from voxelfm_hf.volumes import Volume
-
-HU_RANGE = (-1000.0, 1900.0)
-MIN_SPACING_MM = 0.75
-BACKGROUND_HU = -800.0
-BACKGROUND_KERNEL = 21
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +54,7 @@ def prepare_volume(
     hu, notes = volume.hu, list(volume.notes)
     box = [(0, n) for n in hu.shape]
     if crop_background:
-        found = background_box(hu, BACKGROUND_HU, BACKGROUND_KERNEL)
+        found = background_box(hu)
         if found is None:
             notes.append("no body was found to crop to, the whole volume was kept")
         box = found or box

@@ -26,13 +26,13 @@ from typing import Any
 import numpy as np
 
 from voxelfm_hf.data import prepare_job
-from voxelfm_hf.data.isotropic import HU_RANGE, MIN_SPACING_MM
 from voxelfm_hf.data.prepare_job import Job, JobResult, JobSettings
 from voxelfm_hf.data.rows import ColumnMap
 from voxelfm_hf.data.shards import SCHEMA, SHARD_BYTES, read_small, read_volumes, shard_files, volume_row, write_shards
 from voxelfm_hf.data.skips import SkipLog
 from voxelfm_hf.data.stream_sources import OpenSource, StreamSource, open_source
 from voxelfm_hf.files import written_file
+from voxelfm_hf.modeling.resampling_voxelfm import HU_RANGE, MIN_SPACING_MM
 from voxelfm_hf.volumes import StoreError, find_scans
 
 logger = logging.getLogger(__name__)
