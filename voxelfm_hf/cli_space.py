@@ -13,16 +13,24 @@ def space(
     model: ModelOption = "tiny",
     store: Annotated[Path | None, typer.Option(help="Feature store to search for similar scans.")] = None,
     probe: Annotated[str | None, typer.Option("--probe", "-p", help="Probe folder or Hub id to ask.")] = None,
+    report: Annotated[str | None, typer.Option("--report", help="Report model, folder or Hub id, to ask.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets others in.")] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(help="Port; by default the first free one from 7860.")] = None,
 ) -> None:
     """A page in the browser: scroll a scan, see patch features over it, click to find what looks alike.
 
-    Example: voxelfm space --store features --probe probe
+    One scan is read or computed at a time, whoever asks; uploads are deleted once they are read.
+
+    Example: voxelfm space --store features --probe probe --report report/stage2/model
     """
+    import signal
+    import sys
+
     from voxelfm_hf.space.app import Page, serve
 
     quiet_libraries()
-    page = Page(model, store=store, probe=probe)
+    page = Page(model, store=store, probe=probe, report=report)
+    # Ends as after Ctrl+C, so that the page's temporary folder goes too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     console.print("stop with Ctrl+C", highlight=False)
     serve(page, host=host, port=port)

@@ -4,93 +4,36 @@ Run by `voxelfm space`, or as `app.py` of a Hub Space. Uploads are deleted once 
 of a session and are dropped with it. Nothing is fetched from elsewhere.
 """
 
-import html
-import logging
 import os
-from collections.abc import Callable, Iterator
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from voxelfm_hf.hub import EMBEDDED, load
+from voxelfm_hf.hub import EMBEDDED
 from voxelfm_hf.picture_layers import WINDOWS_HU
 from voxelfm_hf.picture_sheet import PLANES
+from voxelfm_hf.space.limits import CLAIM_SECONDS, MAX_WAITING, SESSION_SECONDS
+from voxelfm_hf.space.page import Page
 from voxelfm_hf.space.scan import PageScan
-from voxelfm_hf.space.uploads import MAX_UPLOAD_MB, read_upload
+from voxelfm_hf.space.uploads import FOLDER_PREFIX, ending
 from voxelfm_hf.volumes.errors import VoxelFMError
 
-logger = logging.getLogger(__name__)
-
 LAYERS = {"scan": "scan", "patch features (PCA)": "features", "looks like the place clicked": "likeness"}
-# Scans of people who left are dropped after this many seconds.
-SESSION_SECONDS = 1800
-MAX_WAITING = 20
+# What computes for long, of all users together: one at a time.
+HEAVY: dict[str, Any] = {"concurrency_id": "heavy", "concurrency_limit": 1}
+LIGHT: dict[str, Any] = {"concurrency_limit": 4, "show_progress": "hidden"}
 INTRODUCTION = """# VoxelFM: what a CT foundation model sees
 
 Drop a chest, abdomen or head-and-neck CT: NIfTI (.nii, .nii.gz), NRRD, MHA, or a zip of one DICOM series. Uploads are
 deleted as soon as they are read. A head CT can show a face: upload only what you may share. Nothing here is a medical
 device.
 """
-
-
-class Page:
-    """What the page needs, loaded once.
-
-    Args:
-        model: Folder, Hub id or "tiny".
-        store: Feature store to search for similar scans.
-        probe: Folder or Hub id of a probe.
-        report: Folder or Hub id of a report generator.
-    """
-
-    def __init__(self, model: str = EMBEDDED, store: str | Path | None = None, probe: str | None = None):
-        from voxelfm_hf.store import FeatureStore
-
-        self.model, self.processor = load(model)
-        self.index = self.reader = None
-        if store is not None:
-            from voxelfm_hf.eval.scan_index import ScanIndex
-            from voxelfm_hf.hub import resolve_model, weight_hash
-
-            opened = FeatureStore(store)
-            if opened.run.get("weight_hash") != weight_hash(resolve_model(model)):
-                raise VoxelFMError(
-                    f"{store} holds features of other weights than {model}: embed its scans with {model}"
-                )
-            self.index = ScanIndex.of_store(opened)
-        if probe is not None:
-            from voxelfm_hf.eval.apply_probe import ProbeReader
-
-            self.reader = ProbeReader(probe, model=model)
-
-    def open(self, upload: str | None) -> Iterator[tuple[PageScan | None, str]]:
-        """Reads an upload, first without and then with features; says what went wrong in one sentence."""
-        if upload is None:
-            yield None, ""
-            return
-        try:
-            scan = PageScan.of(read_upload(upload))
-            yield scan, f"{_facts(scan)} The model is looking at it..."
-            scan.embed(self.model, self.processor)
-            yield scan, f"{_facts(scan)} {scan.patches.shape[:3]} patches." if scan.patches is not None else ""
-        except (VoxelFMError, ValueError) as error:
-            yield None, f"**{html.escape(str(error))}**"
-        except Exception as error:
-            logger.exception("an upload failed")
-            yield None, f"**this scan could not be shown ({type(error).__name__})**"
-
-    def neighbours(self, scan: PageScan | None) -> list[list[Any]]:
-        """Rows (id, cosine similarity) of the store's scans that are most like this one."""
-        if self.index is None or scan is None or scan.cls is None:
-            return []
-        return [[match.id, round(match.similarity, 3)] for match in self.index.search(scan.cls, k=8)]
-
-    def answer(self, scan: PageScan | None) -> dict[str, Any]:
-        """What the probe says."""
-        if self.reader is None or scan is None:
-            return {}
-        return self.reader.answer(scan.volume).facts()
 
 
 def build(page: Page):
@@ -151,7 +94,7 @@ def build(page: Page):
 
         return click
 
-    with gr.Blocks(title="VoxelFM", analytics_enabled=False, delete_cache=(600, 600)) as app:
+    with gr.Blocks(title="VoxelFM", analytics_enabled=False, delete_cache=(60, 120)) as app:
         gr.Markdown(INTRODUCTION)
         with gr.Row():
             window = gr.Radio(list(WINDOWS_HU), value="soft tissue", label="Window", elem_id="window")
@@ -159,21 +102,20 @@ def build(page: Page):
         said = gr.Markdown("Click into a plane to see where the scans look alike.", elem_id="said")
         first, second = (_scan_block(gr, number, title) for number, title in ((1, "Scan"), (2, "Second scan")))
         for block, other in ((first, second), (second, first)):
-            block["file"].upload(
+            block["file"].upload(claim_upload, block["file"], [block["file"], block["upload"]], queue=False).then(
                 opened,
-                [block["file"], window, layer],
+                [block["upload"], window, layer],
                 [block["scan"], block["facts"], *block["sliders"], *block["images"]],
-                concurrency_limit=1,
                 show_progress="minimal",
-            ).then(lambda: None, None, block["file"])
+                **HEAVY,
+            )
             for plane in range(3):
                 block["sliders"][plane].input(
                     scrolled(plane),
                     [block["scan"], block["sliders"][plane], window, layer],
                     block["images"],
-                    show_progress="hidden",
                     trigger_mode="always_last",
-                    concurrency_limit=4,
+                    **LIGHT,
                 )
                 block["images"][plane].select(
                     clicked(plane),
@@ -186,25 +128,32 @@ def build(page: Page):
                         *other["sliders"],
                         *other["images"],
                     ],
-                    show_progress="hidden",
-                    concurrency_limit=4,
+                    **LIGHT,
                 )
             for control in (window, layer):
                 control.input(
                     pictures,
                     [block["scan"], window, layer],
                     block["images"],
-                    show_progress="hidden",
-                    concurrency_limit=4,
+                    **LIGHT,
                 )
         if page.index is not None:
-            similar = gr.Dataframe(headers=["scan in the store", "cosine similarity"], interactive=False)
+            similar = gr.Dataframe(
+                headers=["scan in the store", "cosine similarity"], interactive=False, elem_id="similar"
+            )
             gr.Button("Most similar scans in the store", elem_id="neighbours").click(
                 page.neighbours, first["scan"], similar
             )
         if page.reader is not None:
-            answer = gr.JSON(label="The probe's answer")
-            gr.Button("Ask the probe", elem_id="probe").click(page.answer, first["scan"], answer, concurrency_limit=1)
+            answer = gr.JSON(label="The probe's answer", elem_id="answer")
+            gr.Button("Ask the probe", elem_id="probe").click(page.answer, first["scan"], answer, **HEAVY)
+        if page.writer is not None:
+            # A text box shows text: a model may write what Markdown would turn into links and pictures.
+            text = gr.Textbox(label="Written by the report model, not for clinical use", elem_id="text", lines=6)
+            findings = gr.Dataframe(
+                headers=["finding", "in the text", "probability", "probe"], interactive=False, elem_id="findings"
+            )
+            gr.Button("Write a report", elem_id="report").click(page.report, first["scan"], [text, findings], **HEAVY)
     return app
 
 
@@ -238,22 +187,58 @@ def _scan_block(gr, number: int, title: str) -> dict[str, Any]:
                         )
                     )
     scan = gr.State(None, time_to_live=SESSION_SECONDS)
-    return {"file": file, "facts": facts, "images": images, "sliders": sliders, "scan": scan}
+    upload = gr.State(None, time_to_live=SESSION_SECONDS, delete_callback=_forget_upload)
+    return {"file": file, "facts": facts, "images": images, "sliders": sliders, "scan": scan, "upload": upload}
 
 
-def _facts(scan: PageScan) -> str:
-    """Size, spacing and what was repaired; nothing from the header's text."""
-    volume = scan.volume
-    size = " x ".join(str(n) for n in volume.hu.shape)
-    spacing = " x ".join(f"{s:.2f}" for s in volume.spacing)
-    notes = "".join(f" Note: {html.escape(note)}." for note in volume.notes)
-    return f"{size} voxels of {spacing} mm (z, y, x).{notes}"
+def claim_upload(upload: str | None) -> tuple[None, str | None]:
+    """Gives an upload a place of its own, empties the field, and has gradio's copy deleted.
+
+    Gradio names uploads by their content: two people with the same file share one, so that it may not go at once.
+    """
+    if upload is None or not Path(upload).is_file():
+        return None, upload
+    folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=os.environ.get("GRADIO_TEMP_DIR")))
+    own = folder / f"scan{ending(upload)}"
+    try:
+        own.hardlink_to(upload)
+    except OSError:
+        shutil.copyfile(upload, own)
+    _delete_later(upload)
+    return None, str(own)
+
+
+def _delete_later(upload: str) -> None:
+    """Deletes gradio's copy of an upload once nobody can be about to claim it."""
+
+    def sweep() -> None:
+        path = Path(upload)
+        if not path.exists():
+            return
+        if time.time() - path.stat().st_mtime < CLAIM_SECONDS:
+            _delete_later(upload)  # it came a second time
+        else:
+            shutil.rmtree(path.parent, ignore_errors=True)
+
+    timer = threading.Timer(CLAIM_SECONDS, sweep)
+    timer.daemon = True
+    timer.start()
+
+
+def _forget_upload(upload: str | None) -> None:
+    """Deletes an upload whose owner left before it was read."""
+    if upload is not None:
+        shutil.rmtree(Path(upload).parent, ignore_errors=True)
 
 
 def serve(page: Page, *, host: str = "127.0.0.1", port: int | None = None, **options) -> Any:
     """Starts the page; options go to gradio's `launch`."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    # Uploads, until they are read, and pictures of slices lie where no other user of the machine can look.
+    folder = tempfile.TemporaryDirectory(prefix="voxelfm-page-")
+    os.environ["GRADIO_TEMP_DIR"] = folder.name
     app = build(page)
+    app.folder = folder
     import gradio as gr
 
     # Gradio's own themes fetch their fonts from the web.
@@ -263,7 +248,7 @@ def serve(page: Page, *, host: str = "127.0.0.1", port: int | None = None, **opt
         server_name=host,
         server_port=port,
         theme=theme,
-        max_file_size=f"{MAX_UPLOAD_MB}mb",
+        max_file_size=f"{page.limits.upload_mb}mb",
         footer_links=[],
         ssr_mode=False,
         share=False,

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from voxelfm_hf.data.measure import body_region
 from voxelfm_hf.likeness import Box, likeness, patch_at, patch_box, patch_centre
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMGeometry
 from voxelfm_hf.picture_layers import WINDOWS_HU, FeatureLayer, PatchHeatLayer
@@ -54,6 +55,10 @@ class PageScan:
             self.patches = model.patch_features(outputs, self.geometry.grid)[0].float().cpu().numpy()
             self.cls = outputs.pooler_output[0].float().cpu().numpy()
         self.colours = FeatureLayer(self.patches, self.volume.hu, box=self._box)
+
+    def covers_head(self) -> bool:
+        """Whether the head seems to be in the scan, whose surface can show a face."""
+        return "head" in body_region(self.volume.hu, self.volume.spacing).split("+")
 
     @property
     def _box(self) -> Box:

@@ -63,9 +63,8 @@ def read_itk(path: Path, *, assume_hu: bool = False) -> Volume:
     import SimpleITK
 
     notes: list[str] = []
-    with open(path, "rb", buffering=0) as file:
-        head = file.read(_MAX_HEADER)
-    claims = _nrrd_claims(path, head) if head.startswith(b"NRRD000") else _meta_claims(path, head, notes)
+    head = _head(path)
+    claims = _claims(path, head, notes)
     _check_claims(path, claims)
     SimpleITK.ProcessObject.GlobalWarningDisplayOff()  # ITK prints header text on stderr
     damaged = ScanError(f"{path}: ITK cannot read it, the file is damaged or unusual; export the scan again.")
@@ -80,6 +79,24 @@ def read_itk(path: Path, *, assume_hu: bool = False) -> Volume:
     except RuntimeError:  # its text quotes the header
         raise damaged from None
     return _to_volume(path, image, notes, assume_hu=assume_hu)
+
+
+def voxel_file(path: Path) -> Path:
+    """Where the voxels of a NRRD or MetaImage header lie: in the file itself, or in any other that it names.
+
+    Raises:
+        ScanError: the header is damaged.
+    """
+    return _claims(path, _head(path), []).data_path
+
+
+def _head(path: Path) -> bytes:
+    with open(path, "rb", buffering=0) as file:
+        return file.read(_MAX_HEADER)
+
+
+def _claims(path: Path, head: bytes, notes: list[str]) -> _Claims:
+    return _nrrd_claims(path, head) if head.startswith(b"NRRD000") else _meta_claims(path, head, notes)
 
 
 def _to_volume(path: Path, image: Any, notes: list[str], *, assume_hu: bool) -> Volume:
