@@ -153,6 +153,9 @@ def render_card(
 
     from voxelfm_hf.release.checks import empty_sections
 
+    # Templates are the package's own; values are data and are rendered once, never as templates, so that a sandbox has
+    # nothing to hold. They are not escaped as HTML: a card is Markdown, which the Hub sanitises, and readers of the
+    # file would find "&lt;" in it.
     template = resources.files(PACKAGE).joinpath(f"{kind}.md").read_text(encoding="utf-8")
     strict = Environment(undefined=StrictUndefined)
     wanted = meta.find_undeclared_variables(strict.parse(template)) - {"card_data"}
@@ -163,6 +166,9 @@ def render_card(
     strange = sorted(name for name in wanted if _holds_nonfinite(values[name]))
     if strange:
         raise CardError(f"the {title} card holds a number that is not finite in {', '.join(strange)}: say why instead")
+    names = [values.get("name"), values.get("title"), dict(values.get("description") or {}).get("name")]
+    if any(isinstance(name, str) and len(name.splitlines()) > 1 for name in names):
+        raise CardError(f"the name on the {title} card has several lines, which could pass for sections: write one")
     try:
         strict.from_string(template).render(card_data="", **values)
     except UndefinedError as error:

@@ -8,6 +8,7 @@ Every mistake is a `RecipeError` of one sentence that names the field.
 import dataclasses
 import difflib
 import importlib.resources
+import reprlib
 import types
 import typing
 from collections.abc import Sequence
@@ -117,6 +118,15 @@ def _words(words: Sequence[str]) -> dict[str, _Word]:
     return overrides
 
 
+def _shown(value: Any) -> str:
+    """A value for a message, shortened: aliases of YAML can make a few lines of it endless."""
+    if not isinstance(value, (dict, list)):
+        return repr(value)
+    shortened = reprlib.Repr()
+    shortened.maxlevel = 2
+    return shortened.repr(value)
+
+
 def to_values(recipe: Any) -> dict:
     """The recipe as nested plain values, every field written out."""
     return _plain(dataclasses.asdict(recipe))
@@ -167,7 +177,7 @@ def _set_field(values: dict, field: str, value: Any) -> None:
 def _to_dataclass(values: Any, kind: type, *, field: str, source: str) -> Any:
     """A dataclass from a dictionary; `field` is its dotted name with a dot behind it, or empty at the top."""
     if not isinstance(values, dict):
-        raise RecipeError(f"{source}: {field.rstrip('.')} must be a section of fields, got {values!r}.")
+        raise RecipeError(f"{source}: {field.rstrip('.')} must be a section of fields, got {_shown(values)}.")
     known = dict(_named_fields(kind))
     for name in values:
         if name not in known:
@@ -200,7 +210,7 @@ def _convert(value: Any, kind: Any, *, field: str, source: str) -> Any:
             return "no"
         if value in arguments:
             return value
-        raise RecipeError(f"{source}: {field} must be one of {', '.join(map(str, arguments))}, got {value!r}.")
+        raise RecipeError(f"{source}: {field} must be one of {', '.join(map(str, arguments))}, got {_shown(value)}.")
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return _to_dataclass(value, kind, field=f"{field}.", source=source)
     if origin is list and isinstance(value, list):
@@ -222,7 +232,7 @@ def _convert(value: Any, kind: Any, *, field: str, source: str) -> Any:
         }
     converted = _convert_plain(value, kind)
     if converted is None:
-        raise RecipeError(f"{source}: {field} must be {_type_name(kind)}, got {value!r}.")
+        raise RecipeError(f"{source}: {field} must be {_type_name(kind)}, got {_shown(value)}.")
     return converted
 
 
@@ -268,7 +278,7 @@ def _convert_union(value: Any, kinds: tuple, *, field: str, source: str, kind: A
             return _convert(value, part, field=field, source=source)
         except RecipeError:
             continue
-    raise RecipeError(f"{source}: {field} must be {_type_name(kind)}, got {value!r}.")
+    raise RecipeError(f"{source}: {field} must be {_type_name(kind)}, got {_shown(value)}.")
 
 
 def _fields(kind: type) -> list[tuple[dataclasses.Field, Any]]:

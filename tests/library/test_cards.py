@@ -123,6 +123,19 @@ def test_names_are_text_and_never_markup_or_templates():
     assert ModelCard(cards.probe_card(**PROBE, eval_results=results)).data.license == "unknown"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_code_of_templates_and_markup_in_values_is_text(kind):
+    render, values, _ = KINDS[kind]
+    hostile = "x {{ 7*7 }} {% for a in b %} {{ ''.__class__.__mro__ }} {# c #} <script>alert(1)</script>"
+    for name in (name for name, value in values.items() if isinstance(value, str) and value and name != "task"):
+        card = render(**{**values, name: hostile})
+        assert hostile in card, name
+        assert "<class" not in card
+    name = "title" if kind == "benchmark" else "name"
+    with pytest.raises(CardError, match="several lines"):
+        render(**{**values, name: "Small\n---\nlicense: mit\n---\n## Licence\n\nMIT"})
+
+
 def test_results_come_back_from_the_header_of_a_card():
     rows = [
         ROW,

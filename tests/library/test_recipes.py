@@ -120,6 +120,22 @@ def test_mistakes_are_one_sentence(tmp_path: Path, text, words, message):
     assert "\n" not in str(caught.value)
 
 
+def test_hostile_yaml_is_refused_and_runs_nothing(tmp_path: Path):
+    owned = tmp_path / "owned"
+    call = f"!!python/object/apply:os.system ['touch {owned}']"
+    with pytest.raises(RecipeError, match="not valid YAML at line 1"):
+        load_recipe(write(tmp_path, f"steps: {call}\n"), Example)
+    with pytest.raises(RecipeError, match="cannot be read as a value"):
+        load_recipe(write(tmp_path, "steps: 5\n"), Example, overrides=["--size", call])
+    assert not owned.exists()
+    # Aliases that would be 9^12 words written out, and one that holds itself.
+    levels = ["&a0 [lol]"] + [f"&a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 13)]
+    for text in (f"steps: [{', '.join(levels)}]\n", "steps: &a [*a]\n"):
+        with pytest.raises(RecipeError, match="steps must be a whole number, got ") as caught:
+            load_recipe(write(tmp_path, text), Example)
+        assert len(str(caught.value)) < 5000
+
+
 def test_a_missing_recipe_names_the_packaged_ones():
     with pytest.raises(RecipeError, match="no recipe 'nowhere'; give the path of a YAML file or one of"):
         load_recipe("nowhere", Example)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from voxelfm_hf.cards import NO_LICENSE, TAGS, render_card
+from voxelfm_hf.cards import NO_LICENSE, TAGS, cell, render_card
 from voxelfm_hf.data.measure import CONTRAST_NOTE, REGION_NOTE, TISSUES_HU
 from voxelfm_hf.files import written_file
 
@@ -53,7 +53,7 @@ def write_card(
         "geometry": _geometry(description),
         "tissues": _tissues(description),
         "counts": {
-            title: description[key]
+            title: {cell(name): number for name, number in description[key].items()}
             for key, title in (
                 ("source", "Source"),
                 ("region", "Body region (estimated)"),
