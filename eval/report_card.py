@@ -34,7 +34,7 @@ def write_report_card(
     """Writes README.md into a model folder of the training.
 
     Args:
-        folder: With config.json of a trained report model.
+        folder: With config.json of a trained report model, in the folder of its stage.
         title: Of the benchmark.
         rows: Rows of results.csv.
         table: The results as Markdown.
@@ -47,6 +47,7 @@ def write_report_card(
     stages = [fit[name] for name in ("stage1", "stage2") if name in fit]
     kind = "synthetic " if synthetic else ""
     hours = sum(stage["hours"] for stage in stages)
+    machine = json.loads((folder.parent / "environment.json").read_text())
     first = stages[0]
     settings = {
         "encoder": f"{config['base_vision_model']} (weights {config['base_vision_hash'][:12]}), frozen",
@@ -84,7 +85,8 @@ def write_report_card(
         "stage 2 those and a LoRA adapter; the loss covers the report and its end alone. Made with:\n\n"
         f"```\n{command}\n```",
         settings=settings,
-        cost=f"{hours:.2f} hours of training on the machine of `environment.json`; no other measure was taken.",
+        cost=f"{hours:.2f} hours of training by {machine['processes']} process(es) on "
+        f"{machine['device']} ({machine['cpu_cores']} CPU cores, mixed precision {machine['mixed_precision']}); no other measure was taken.",
         evaluation=f"Made with the command above, on {kind}test scans that no training or choice has seen:",
         scores=table,
         examples=[{"title": scan, "reference": reference, "written": text} for scan, reference, text in examples],

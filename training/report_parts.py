@@ -2,6 +2,7 @@
 
 import logging
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,11 +119,13 @@ def build_parts(recipe: ReportRecipe, number: int, accelerator: Accelerator) -> 
         processes=accelerator.num_processes,
         volumes=store is None,
     )
-    newest = Checkpoints.newest_in(folder / "checkpoints")
+    newest, tally = Checkpoints.newest_in(folder / "checkpoints"), Tally()
     if number == 1 and stage.word_epochs and newest is None:
         if store is None:
             raise RecipeError("stage1.word_epochs needs features computed before: set data.store.")
+        started = time.perf_counter()
         _learn_words_once(network, folder, accelerator, pairs, [labels for _, labels in encoded], read, recipe)
+        tally.seconds += time.perf_counter() - started
     if recipe.run.gradient_checkpointing:
         # The name in transformers before 5.23 or so is the second one.
         enable = getattr(network.language_model, "activation_checkpointing_enable", None)
@@ -130,7 +133,6 @@ def build_parts(recipe: ReportRecipe, number: int, accelerator: Accelerator) -> 
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=stage.learning_rate, weight_decay=stage.weight_decay)
     model, optimizer = accelerator.prepare(network, optimizer)
-    tally = Tally()
     accelerator.register_for_checkpointing(tally)
     _save_only_trained(accelerator)
     checkpoints = Checkpoints(

@@ -70,6 +70,7 @@ def test_every_row_is_scored_on_the_same_scans(finished):
     assert (finished / "examples.md").read_text().count("- adapter:") == 6
     card = (finished / "adapter/stage2/model/README.md").read_text()
     assert "| probes_template |" in card and "voxelfm benchmark recipe.yaml" in card and "synthetic" not in card
+    assert "1 process(es) on cpu" in card
     assert card.count("- written:") == 3 and "12 pairs of a scan" in card
 
 
