@@ -85,8 +85,8 @@ def write_report_card(
         "stage 2 those and a LoRA adapter; the loss covers the report and its end alone. Made with:\n\n"
         f"```\n{command}\n```",
         settings=settings,
-        cost=f"{hours:.2f} hours of training by {machine['processes']} process(es) on "
-        f"{machine['device']} ({machine['cpu_cores']} CPU cores, mixed precision {machine['mixed_precision']}); no other measure was taken.",
+        cost=f"{hours:.2f} hours of training by {machine['processes']} process(es) on {machine['device']} "
+        f"({machine['cpu_cores']} CPU cores, {machine['mixed_precision']}); no other measure was taken.",
         evaluation=f"Made with the command above, on {kind}test scans that no training or choice has seen:",
         scores=table,
         examples=[{"title": scan, "reference": reference, "written": text} for scan, reference, text in examples],
