@@ -1,7 +1,8 @@
 """The embedded small model from its run: `python -m voxelfm_hf.eval.tiny_release RUN --results DIR --out ASSETS`.
 
 RUN is a run folder of `voxelfm_hf.training.pretrain` on the data of `voxelfm_hf.training.tiny_data`; DIR holds what
-`voxelfm_hf.eval.learned` wrote for its teacher, with and without `--curve`.
+`voxelfm_hf.eval.learned` wrote for its teacher, with and without `--curve`. What the card says is kept in its
+card.json: `python -m voxelfm_hf.eval.tiny_release ASSETS` renders the card again, where its template has changed.
 """
 
 import argparse
@@ -12,17 +13,19 @@ import shutil
 import sys
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 
 from voxelfm_hf.cards import backbone_card
-from voxelfm_hf.files import written_folder
+from voxelfm_hf.files import written_file, written_folder
 from voxelfm_hf.hub import load
 from voxelfm_hf.training.tiny_data import SOURCES
 from voxelfm_hf.volumes.errors import ModelError, VoxelFMError
 
 MAX_MEGABYTES = 8
+FACTS = "card.json"
 # What a user's chest CT is scaled down to, so that it embeds in seconds on two cores.
 MAX_PATCHES = 4000
 COMMANDS = (
@@ -77,7 +80,7 @@ def write_release(run: Path, results: Path, out: Path) -> Path:
             raise ModelError(f"the weights take {size / 1e6:.1f} MB, more than {MAX_MEGABYTES}")
         for picture in pictures:
             shutil.copy(picture, folder)
-        card = backbone_card(
+        said: dict[str, Any] = dict(
             name="VoxelFM tiny",
             summary=SUMMARY,
             limits=LIMITS,
@@ -103,18 +106,40 @@ def write_release(run: Path, results: Path, out: Path) -> Path:
             date=date.today().isoformat(),
             licence_note="Weights: Apache-2.0, trained on data under the licences above (attribution required).",
         )
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        (folder / FACTS).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+        write_card(folder)
     return out
+
+
+def write_card(folder: Path) -> Path:
+    """Renders README.md of a release from its card.json.
+
+    Raises:
+        ModelError: it has none.
+    """
+    if not (folder / FACTS).is_file():
+        raise ModelError(f"{folder} has no {FACTS}: make the release again from its run")
+    card = folder / "README.md"
+    said = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    with written_file(card) as temporary:
+        temporary.write_text(backbone_card(**said), encoding="utf-8")
+    return card
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="finished run folder")
-    parser.add_argument("--results", type=Path, required=True, help="folder of the two evaluations")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write, new or empty")
+    parser.add_argument("folder", type=Path, help="finished run, or a release whose card is rendered again")
+    parser.add_argument("--results", type=Path, help="folder of the two evaluations of the run")
+    parser.add_argument("--out", type=Path, help="folder to write, new or empty")
     options = parser.parse_args()
+    if (options.results is None) != (options.out is None):
+        parser.error("a release takes both --results and --out")
     try:
-        print(write_release(options.run, options.results, options.out))
+        print(
+            write_card(options.folder)
+            if options.out is None
+            else write_release(options.folder, options.results, options.out)
+        )
     except VoxelFMError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -44,7 +44,8 @@ def backbone_card(*, eval_results: Sequence["EvalResult"] = (), benchmark: str =
         tags=[*TAGS, "self-supervised", "voxelfm"],
         **_index(values.get("name"), eval_results),
     )
-    return render_card("backbone", header, {**values, "benchmark": benchmark}, optional=("benchmark",))
+    given = {"evaluation_note": "", "curve_note": "", **values, "benchmark": benchmark}
+    return render_card("backbone", header, given, optional=("benchmark", "evaluation_note", "curve_note"))
 
 
 def probe_card(
