@@ -5,6 +5,7 @@ the ceiling is what its features lack.
 """
 
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ import torch
 from voxelfm_hf.eval.benchmark_recipe import TaskRecipe
 from voxelfm_hf.eval.labels import LabelTable, number_target
 from voxelfm_hf.eval.tasks.data import TaskData
+from voxelfm_hf.eval.tasks.localization import CACHED_GRIDS
+from voxelfm_hf.modeling.probe_heads_voxelfm import pooled_grid
 from voxelfm_hf.training.probe_data import ProbeFeatures
 
 CEILING, FLOOR = "ceiling", "floor"
@@ -34,7 +37,14 @@ def with_reference(data: TaskData, task: TaskRecipe, labels: LabelTable, kind: s
     """
     if task.uses_patches:
         maker = _ceiling_patches if kind == CEILING else _noise_patches
-        return replace(data, features=ProbeFeatures(patches=lambda row: maker(data, row, seed)))
+        limit = data.options.get("max_positions")  # localisation: as many patches as the encoders' own
+
+        def patches(row: int) -> np.ndarray:
+            return pooled_grid(torch.from_numpy(maker(data, row, seed)), limit).numpy()
+
+        # Grids that are averaged down are small, and asked for in every epoch.
+        cached = lru_cache(maxsize=CACHED_GRIDS)(patches) if limit is not None else patches
+        return replace(data, features=ProbeFeatures(patches=cached))
     if kind == CEILING:
         features = _answers(data, task, labels)
     else:

@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from sklearn.metrics import r2_score, roc_auc_score
 from typer.testing import CliRunner
@@ -15,16 +16,20 @@ from typer.testing import CliRunner
 import voxelfm_hf.eval.benchmark as engine
 from voxelfm_hf.cli import app
 from voxelfm_hf.eval.benchmark import cell_path, run_benchmark
-from voxelfm_hf.eval.benchmark_recipe import BenchmarkRecipe, read_recipe
+from voxelfm_hf.eval.benchmark_recipe import BenchmarkRecipe, TaskRecipe, read_recipe
+from voxelfm_hf.eval.benchmark_references import with_reference
 from voxelfm_hf.eval.benchmark_report import RESULT_FIELDS, write_benchmark
 from voxelfm_hf.eval.benchmark_results import score_benchmark
 from voxelfm_hf.eval.datasets import About, BenchmarkData, dataset_names
 from voxelfm_hf.eval.delong import delong_test
 from voxelfm_hf.eval.labels import LabelTable
 from voxelfm_hf.eval.statistics import holm
+from voxelfm_hf.eval.tasks.data import TaskData
 from voxelfm_hf.features import Task
+from voxelfm_hf.modeling.probe_heads_voxelfm import pooled_grid
 from voxelfm_hf.recipes import to_recipe
 from voxelfm_hf.scan_list import Scan
+from voxelfm_hf.training.probe_data import ProbeFeatures
 from voxelfm_hf.volumes.errors import RecipeError
 
 COUNT = 240
@@ -491,3 +496,29 @@ def test_a_recipe_of_reports_goes_to_its_own_runner(tmp_path, monkeypatch):
     found = CliRunner().invoke(app, ["benchmark", str(tmp_path / "r.yaml"), "--quick", "--out", str(tmp_path / "out")])
     assert found.exit_code == 0, found.output
     assert called == [(str(tmp_path / "r.yaml"), None, tmp_path / "out", True)]
+
+
+@pytest.mark.parametrize("kind", ["ceiling", "floor"])
+def test_ceiling_and_floor_localise_on_as_many_patches_as_the_encoders(kind):
+    data = TaskData(
+        task="localization",
+        ids=["a"],
+        features=ProbeFeatures(patches=lambda row: np.zeros((10, 12, 8, 16), np.float32)),
+        targets=np.array([[0.2, 0.5, 0.9]]),
+        names=["point"],
+        splits=np.array(["train"]),
+        groups=np.array([0]),
+        subgroups={},
+        run={},
+        affines=np.eye(4)[None],
+        grids=np.array([[10, 12, 8]]),
+        options={"max_positions": 100},
+    )
+    task = TaskRecipe("localization", targets=["x", "y", "z"])
+    changed = with_reference(data, task, LabelTable("labels.csv", ["a"], {}), kind, seed=0)
+    found = changed.features.patches(0)
+    assert found.shape[:3] == pooled_grid(torch.zeros(10, 12, 8, 1), 100).shape[:3]
+    if kind == "ceiling":
+        # Its first channel shines where the point lies.
+        place = (np.array(np.unravel_index(found[..., 0].argmax(), found.shape[:3])) + 0.5) / found.shape[:3]
+        assert np.abs(place - data.targets[0]).max() <= 0.5 / min(found.shape[:3]) + 1e-9
