@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from voxelfm_hf.cards import tuned_backbone_card
 from voxelfm_hf.files import written_folder
 from voxelfm_hf.hub import TUNING_FACTS, resolve_model, weight_hash
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMImageProcessor
@@ -54,7 +55,8 @@ def save_backbone(folder: str | Path, tuned: Finetuned, processor: VoxelFMImageP
         }
         (temporary / TUNING_FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         # In place of peft's empty template.
-        (temporary / "README.md").write_text(_card(tuned, name, is_hub="/" in name), encoding="utf-8")
+        card = _card(tuned, name, str(facts["base_hash"]), is_hub="/" in name)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
     return Path(folder) / part
 
 
@@ -76,29 +78,27 @@ def save_finetuned(folder: str | Path, tuned: Finetuned, processor: VoxelFMImage
     return written
 
 
-def _card(tuned: Finetuned, base: str, *, is_hub: bool) -> str:
+def _card(tuned: Finetuned, base: str, base_hash: str, *, is_hub: bool) -> str:
     """What a reader of the folder has to know; the scores are in the card of the probe."""
     task = tuned.probe.config.task
     what = "LoRA adapters for" if tuned.mode == "lora" else f"A fine-tuned copy ({tuned.mode}) of"
-    lines = [
-        "---",
-        f"library_name: {'peft' if tuned.mode == 'lora' else 'transformers'}",
-        *([f"base_model: {base}"] if is_hub else []),
-        "tags: [medical, ct, voxelfm]",
-        "---",
-        f"# {what} {base}: {task}",
-        "",
-        f"Trained together with the head of a {task} probe (its card has the scores), from the frozen probe on: "
-        f"{tuned.trainable_parameters:,} parameters, {tuned.epochs} epochs, the best on validation rows was epoch "
-        f"{tuned.best_epoch}. {tuned.seconds:.0f} s, {tuned.peak_memory_mb:.0f} MB at most. Not a medical device.",
-        "",
-        *(f"- {note}" for note in tuned.notes),
-        "",
-        "    import voxelfm_hf",
-        '    model, processor = voxelfm_hf.load("this folder")',
-        "",
-    ]
-    return "\n".join(lines)
+    return tuned_backbone_card(
+        mode=tuned.mode,
+        base_model=base if is_hub else None,
+        task=task,
+        name=f"{what} {base}: {task}",
+        summary=f"{what} the CT encoder {base}, made by `voxelfm finetune` with the head of a {task} probe.",
+        base=base,
+        base_hash=base_hash[:12],
+        settings={
+            "mode": tuned.mode,
+            "trainable parameters": f"{tuned.trainable_parameters:,}",
+            "epochs": tuned.epochs,
+            "best on validation rows": f"epoch {tuned.best_epoch}",
+        },
+        cost=f"{tuned.seconds:.0f} s, {tuned.peak_memory_mb:.0f} MB at most; no other measure was taken.",
+        notes=list(tuned.notes),
+    )
 
 
 def merged(backbone: nn.Module) -> nn.Module:

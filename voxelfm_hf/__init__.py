@@ -27,6 +27,7 @@ _EXPORTS = {
     "VoxelFMError": "voxelfm_hf.volumes.errors",
     "load": "voxelfm_hf.hub",
     "load_classifier": "voxelfm_hf.probe_model",
+    "save_classifier": "voxelfm_hf.probe_model",
 }
 __all__ = [*_EXPORTS, "__version__"]
 

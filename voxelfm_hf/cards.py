@@ -84,6 +84,31 @@ def probe_card(
     )
 
 
+def tuned_backbone_card(
+    *, mode: str, license: str | None = None, base_model: str | None = None, task: str, **values: Any
+) -> str:
+    """The card of a fine-tuned backbone, or of the LoRA adapters for one.
+
+    Args:
+        mode: How it was tuned; "lora" leaves adapters.
+        license: Identifier of the Hub; None where nobody chose one.
+        base_model: Hub id of the base model; None for a local one.
+        task: Task family of the head it was trained with.
+        **values: What model_cards/tuned_backbone.md asks for.
+    """
+    from huggingface_hub import ModelCardData
+
+    header = ModelCardData(
+        license=license or NO_LICENSE,
+        library_name="peft" if mode == "lora" else "transformers",
+        pipeline_tag="image-feature-extraction",
+        tags=[*TAGS, "voxelfm", task],
+        base_model=base_model,
+    )
+    given = {"license": license or "", "adapter": mode == "lora", "task": task, "notes": [], **values}
+    return render_card("tuned_backbone", header, given, optional=("license", "notes"))
+
+
 def report_adapter_card(
     *,
     license: str | None = None,

@@ -1,10 +1,13 @@
 """A probe together with its backbone: found by name, checked to belong together, and composed to one model."""
 
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from voxelfm_hf.files import written_folder
 from voxelfm_hf.hub import EMBEDDED, load, resolve_model, weight_hash
 from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMImageProcessor
@@ -80,6 +83,41 @@ def load_classifier(
         return VoxelFMForImageClassification.from_probe(head, network), processor
     except ValueError as error:
         raise ModelError(f"{probe}: {error}") from None
+
+
+def save_classifier(probe: str | Path, out: str | Path, *, model: str | Path | None = None) -> Path:
+    """Writes probe and backbone as one model: weights, processor, and the card of the probe made to fit.
+
+    Args:
+        probe: Folder or Hub repository of a probe with its card.
+        out: Folder to write, new or empty.
+        model: As in `load_classifier`.
+
+    Raises:
+        ModelError: as in `load_classifier`.
+    """
+    composed, processor = load_classifier(probe, model=model)
+    source = resolve_model(probe)
+    with written_folder(Path(out)) as folder:
+        composed.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        for path in (*source.glob("*.png"), *source.glob("LICENSE")):
+            shutil.copyfile(path, folder / path.name)
+        if (source / "README.md").is_file():
+            card = whole_card((source / "README.md").read_text(encoding="utf-8"))
+            (folder / "README.md").write_text(card, encoding="utf-8")
+    return Path(out)
+
+
+def whole_card(card: str) -> str:
+    """The card of a probe for the model that holds its backbone too: how it is called differs."""
+    place = "THIS_FOLDER_OR_REPOSITORY"
+    card = re.sub(rf"(voxelfm predict SCAN --probe {place}) --model \S+", r"\1", card)
+    code = (
+        f"In Python, backbone and head in one:\n\n```python\nimport voxelfm_hf\nfrom transformers import pipeline\n\n"
+        f'pipeline("ct-classification", model="{place}")("chest.nii.gz")\n```\n'
+    )
+    return re.sub(r"From features of the same backbone:\n+```python\n.*?\n```\n", lambda _: code, card, flags=re.S)
 
 
 def is_classifier(folder: Path) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from tests.library.loopback_hub import hub_environment, loopback_hub
 from voxelfm_hf import VoxelFMProbe
@@ -17,7 +18,7 @@ from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
 from voxelfm_hf.release.checks import LOCAL_PATH, empty_sections
 from voxelfm_hf.release.folder import DATA, kind_of
 from voxelfm_hf.release.upload import push
-from voxelfm_hf.volumes.errors import ReleaseError
+from voxelfm_hf.volumes.errors import ReleaseError, VoxelFMError
 
 CARD = """---
 license: apache-2.0
@@ -92,7 +93,7 @@ UPLOAD = (
     "import sys\n"
     "from pathlib import Path\n"
     "from voxelfm_hf.release.upload import upload\n"
-    "from voxelfm_hf.volumes.errors import ReleaseError\n"
+    "from voxelfm_hf.volumes.errors import ReleaseError, VoxelFMError\n"
     "try:\n"
     "    print('done', upload(Path(sys.argv[1]), 'user/small'))\n"
     "except ReleaseError as error:\n"
@@ -133,6 +134,145 @@ def test_probe_with_its_code(tmp_path):
     pushed = push(folder, "user/probe", dry_run=True)
     assert pushed.kind == "probe" and pushed.url is None
     assert "modeling_voxelfm_probe.py" in pushed.files and "predictions.csv" in pushed.left_out
+
+
+def test_the_model_inside_the_package_may_be_released():
+    from voxelfm_hf.eval.tiny_release import write_card
+    from voxelfm_hf.hub import embedded_model
+
+    pushed = push(embedded_model(), "user/tiny", dry_run=True)
+    assert pushed.kind == "backbone" and {"LICENSE", "modeling_voxelfm.py", "results.png"} <= set(pushed.files)
+    with pytest.raises(VoxelFMError, match="has no card.json"):
+        write_card(embedded_model().parent)
+
+
+def test_card_of_the_model_inside_the_package_is_as_rendered(tmp_path):
+    from voxelfm_hf.eval.tiny_release import write_card
+    from voxelfm_hf.hub import embedded_model
+
+    shutil.copy(embedded_model() / "card.json", tmp_path)
+    assert write_card(tmp_path).read_text() == (embedded_model() / "README.md").read_text()
+
+
+PROBE_CARD = """
+## How to use
+
+From a scan to an answer:
+
+```
+voxelfm predict SCAN --probe THIS_FOLDER_OR_REPOSITORY --model small
+```
+
+From features of the same backbone:
+
+```python
+probe = VoxelFMProbe.from_pretrained("THIS_FOLDER_OR_REPOSITORY")
+```
+
+## Intended use and limits
+
+For tests.
+"""
+
+
+def test_probe_and_backbone_in_one_go_with_the_card_of_the_probe(small_model, tmp_path):
+    import voxelfm_hf
+    from voxelfm_hf.hub import weight_hash
+
+    config = VoxelFMProbeConfig(
+        task="classification",
+        feature_size=36,
+        id2label={0: "nodule"},
+        problem_type="multi_label_classification",
+        base_model_hash=weight_hash(small_model),
+    )
+    VoxelFMProbe(config).save_pretrained(tmp_path / "probe")
+    (tmp_path / "probe" / "README.md").write_text(CARD.split("## How")[0] + PROBE_CARD)
+    whole = voxelfm_hf.save_classifier(tmp_path / "probe", tmp_path / "whole", model=small_model)
+    card = (whole / "README.md").read_text()
+    assert "--model" not in card and "VoxelFMProbe" not in card and "pipeline(" in card
+    with loopback_hub() as hub:
+        environment = hub_environment(hub, tmp_path / "home")
+        status, out, err = voxelfm("push", whole, "user/whole", "--json", environment=environment)
+        assert status == 0 and json.loads(out)["kind"] == "classifier", err
+        code = (
+            "import sys; sys.modules['voxelfm_hf'] = None\n"
+            "import torch\n"
+            "from transformers import AutoModelForImageClassification as Auto\n"
+            "model = Auto.from_pretrained('user/whole', trust_remote_code=True)\n"
+            "print(model(torch.ones(1, 1, 16, 16, 16)).logits.item())\n"
+        )
+        logits = float(python(code, environment=environment))
+    model = voxelfm_hf.load_classifier(whole)[0]
+    assert logits == pytest.approx(model(torch.ones(1, 1, 16, 16, 16)).logits.item(), abs=1e-5)
+    (whole / "README.md").unlink()
+    with pytest.raises(ReleaseError, match="save_classifier"):
+        push(whole, "user/whole", dry_run=True)
+
+
+@pytest.fixture
+def adapters(tmp_path) -> Path:
+    """LoRA adapters of the model inside the package, as fine-tuning leaves them."""
+    from voxelfm_hf import load
+    from voxelfm_hf.training.finetune_files import save_finetuned
+    from voxelfm_hf.training.finetune_model import make_trainable
+    from voxelfm_hf.training.finetune_settings import Finetuned, FinetuneSettings
+
+    backbone, processor = load("tiny")
+    backbone = make_trainable(backbone, "lora", FinetuneSettings())
+    for name, parameter in backbone.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    width = backbone.config.hidden_size
+    probe = VoxelFMProbe(VoxelFMProbeConfig(task="classification", feature_size=width, id2label={0: "nodule"}))
+    tuned = Finetuned("lora", backbone, probe, 0.5, 1, 2, 3.0, 100.0, 10, [], ("one scan was left out",))
+    return save_finetuned(tmp_path / "tuned", tuned, processor, base="tiny")
+
+
+def test_adapters_go_once_somebody_has_chosen_a_licence(adapters):
+    with pytest.raises(ReleaseError, match="names no license"):
+        push(adapters, "user/adapters", dry_run=True)
+    card = adapters / "README.md"
+    assert "one scan was left out" in card.read_text() and empty_sections(card.read_text()) == []
+    card.write_text(card.read_text().replace("license: unknown", "license: apache-2.0"))
+    pushed = push(adapters, "user/adapters", dry_run=True)
+    assert pushed.kind == "LoRA adapter" and {"adapter_model.safetensors", "adapter_config.json"} <= set(pushed.files)
+    config = json.loads((adapters / "adapter_config.json").read_text())
+    (adapters / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "small"}))
+    with pytest.raises(ReleaseError, match="names small as base_model_name_or_path, a folder that only you have"):
+        push(adapters, "user/adapters", dry_run=True)
+
+
+def test_report_adapter_goes_with_a_language_model_that_others_find(tmp_path):
+    from tests.library.small_page import write_report_model
+
+    report = write_report_model(tmp_path)
+    (report / "README.md").write_text(CARD)
+    config = json.loads((report / "config.json").read_text())
+
+    def name(language_model):
+        (report / "config.json").write_text(json.dumps({**config, "base_text_model": language_model}))
+        for path in report.glob("*/adapter_config.json"):
+            path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": language_model}))
+
+    with pytest.raises(ReleaseError, match="path of your machine"):
+        push(report, "user/report", dry_run=True)
+    name("language")
+    with pytest.raises(ReleaseError, match="names language as base_text_model, a folder that only you have"):
+        push(report, "user/report", dry_run=True)
+    name("user/language")
+    with loopback_hub({"user/language": tmp_path / "language"}) as hub:
+        environment = hub_environment(hub, tmp_path / "home")
+        status, out, err = voxelfm("push", report, "user/report", "--json", environment=environment)
+        assert status == 0 and json.loads(out)["kind"] == "report generator", err
+        _, files = hub.repositories["user/report"].files("main")
+        assert {"language_model_adapter/adapter_model.safetensors", "tokenizer.json", "LICENSE"} <= set(files)
+        code = (
+            "from voxelfm_hf.report_writer import ReportWriter\n"
+            "from voxelfm_hf.data.phantom import make_phantom\n"
+            "print(ReportWriter('user/report').write(make_phantom(1, shape=(40, 48, 48)).volume).text)\n"
+        )
+        assert python(code, environment=environment).isalpha()
 
 
 @pytest.mark.parametrize(
@@ -257,6 +397,21 @@ def test_local_paths_are_told_from_addresses_and_names():
 def test_empty_sections():
     markdown = "# A\n\n## B\n\ntext\n\n```\n# comment\n```\n## C\n\n### D\n\nx\n\n## E\n\n## F\n"
     assert empty_sections(markdown) == ["E", "F"]
+
+
+def test_scores_for_leaderboards_go_with_the_model(model):
+    from huggingface_hub import parse_eval_result_entries
+
+    from voxelfm_hf.card_results import eval_entry, write_eval_results
+
+    row = {"target": "malignant", "metric": "auroc", "value": 0.87, "low": 0.81, "high": 0.93, "n": 104}
+    entry = eval_entry(row, dataset_id="user/nodules", task_id="malignancy", date="2026-01-01")
+    (written,) = write_eval_results(model, [entry])
+    (model / ".cache").mkdir()
+    (model / ".cache" / "notes.md").write_text("for me alone")
+    pushed = push(model, "user/small", dry_run=True)
+    assert ".eval_results/user--nodules.yaml" in pushed.files and ".cache/notes.md" in pushed.left_out
+    assert parse_eval_result_entries(yaml.safe_load(written.read_text())) == [entry]
 
 
 def test_source_is_left_as_it_was(model):

@@ -1,16 +1,20 @@
 """What a release is checked for before it goes to the Hub; every finding is one sentence."""
 
+import json
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 import voxelfm_hf
+from voxelfm_hf.hub import ADAPTER_CONFIG, EMBEDDED, resolve_model
 from voxelfm_hf.release import clean_load
-from voxelfm_hf.release.folder import ADAPTER, DATA, PLACEHOLDER, Kind, read_json
+from voxelfm_hf.release.folder import ADAPTER, DATA, PLACEHOLDER, Kind, build_release, read_json
+from voxelfm_hf.volumes.errors import ReleaseError, VoxelFMError
 
 PICKLES = (".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth")
 SCANS = (".dcm", ".mha", ".mhd", ".nii", ".nrrd", ".gz", ".zip")
@@ -48,9 +52,12 @@ def find_problems(folder: Path, kind: Kind, *, allow_head: bool = False) -> list
         problems += [*_data_problems(folder), *([] if allow_head else _head_problems(folder))]
     elif not list(folder.glob("*.safetensors")):
         problems.append("there are no weights (*.safetensors): save the model with save_pretrained")
-    if problems or kind is DATA or kind is ADAPTER:
+    if problems or kind is DATA:
         return problems
-    return _load_problems(folder, kind)
+    try:
+        return _load_problems(folder, kind, _bases(folder, kind))
+    except VoxelFMError as error:
+        return [str(error)]
 
 
 def find_pickles(source: Path) -> list[str]:
@@ -93,7 +100,10 @@ def _card_problems(folder: Path) -> list[str]:
 
     path = folder / "README.md"
     if not path.is_file():
-        return ["there is no README.md: a release needs a card"]
+        return [
+            "there is no README.md: a release needs a card (of a probe with its backbone, `voxelfm_hf.save_classifier` "
+            "writes it)"
+        ]
     try:
         card = ModelCard.load(path)
     except Exception as error:  # YAML errors and the card's own checks have no common class
@@ -165,16 +175,49 @@ def _head_problems(folder: Path) -> list[str]:
     ]
 
 
-def _load_problems(folder: Path, kind: Kind) -> list[str]:
+def _bases(folder: Path, kind: Kind) -> dict[str, Path | str]:
+    """The models that a release names and does not hold.
+
+    Raises:
+        ReleaseError: one of them lies in a local folder, where nobody else finds it.
+    """
+    if kind is ADAPTER:
+        named = {"base_model_name_or_path": read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")}
+        where, remedy = ADAPTER_CONFIG, "push that model first"
+    else:
+        config = read_json(folder / "config.json")
+        if config.get("model_type") != "voxelfm_report" or config.get("merged"):
+            return {}
+        named = {name: config.get(name) for name in ("base_vision_model", "base_text_model")}
+        where, remedy = "config.json", "or write the model whole with `voxelfm report --merge`"
+    bases: dict[str, Path | str] = {}
+    for field, name in named.items():
+        if not name or (name != EMBEDDED and not re.fullmatch(r"[\w.-]+/[\w.-]+", name)):
+            raise ReleaseError(
+                f"{where} names {name or 'no model'} as {field}, a folder that only you have: name its repository on "
+                f"the Hub (user/name) there, {remedy}"
+            )
+        bases[field] = name if field == "base_text_model" else resolve_model(name)
+    return bases
+
+
+def _load_problems(folder: Path, kind: Kind, bases: Mapping[str, Path | str]) -> list[str]:
     """The folder loads in a clean process, with this package and with its own code only, and both compute the same."""
     from safetensors.numpy import load_file
 
     outputs = {}
     root = Path(voxelfm_hf.__file__).parents[1]
     with tempfile.TemporaryDirectory() as work:
+        named = {}
+        for number, (field, base) in enumerate(bases.items()):
+            named[field] = str(base)
+            if isinstance(base, Path):  # with the code that the package has for it
+                named[field] = str(Path(work) / f"base{number}")
+                build_release(base, Path(named[field]), repo_id=base.name)
         for package in ("with", "without"):
             out = Path(work) / f"{package}.safetensors"
-            words = [str(clean_load.__file__), str(folder), str(kind.auto_class), str(out), package, str(root)]
+            script = str(clean_load.__file__)
+            words = [script, str(folder), str(kind.auto_class), str(out), package, str(root), json.dumps(named)]
             done = subprocess.run([sys.executable, "-I", *words], capture_output=True, text=True)
             if done.returncode:
                 reason = (done.stderr.strip().splitlines() or ["no message"])[-1]

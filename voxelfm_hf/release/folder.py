@@ -34,7 +34,7 @@ class Kind:
 
 
 DATA = Kind("prepared data", "dataset")
-ADAPTER = Kind("LoRA adapter", "model")
+ADAPTER = Kind("LoRA adapter", "model", "AutoModel")
 MODELS = {  # by the class that config.json names
     "VoxelFMModel": Kind("backbone", "model", "AutoModel"),
     "VoxelFMProbe": Kind("probe", "model", "AutoModel"),
@@ -93,6 +93,7 @@ def build_release(source: Path, out: Path, *, repo_id: str) -> list[str]:
             continue
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         _link_or_copy(path, out / name)
+    _forget_origins(out)
     _add_code(out)
     card = out / "README.md"
     if card.is_file():
@@ -124,6 +125,24 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ReleaseError(f"{path} must hold an object, not a {type(value).__name__}")
     return value
+
+
+def _forget_origins(out: Path) -> None:
+    """Takes out where the parts of a model were loaded from: transformers writes these paths into configurations."""
+    path = out / "config.json"
+    if not path.is_file():
+        return
+    config = read_json(path)
+    kept = _without(config, "_name_or_path")
+    if kept != config:
+        path.unlink()  # it may be a link to the source
+        path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+
+
+def _without(value: Any, name: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _without(item, name) for key, item in value.items() if key != name}
+    return [_without(item, name) for item in value] if isinstance(value, list) else value
 
 
 def _add_code(out: Path) -> None:
