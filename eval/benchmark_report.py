@@ -35,6 +35,7 @@ COMPARISON_FIELDS = (
 )
 SUBGROUP_FIELDS = ("encoder", "task", "target", "metric", "column", "level", "value", "low", "high", "n", "note")
 ENCODER_FIELDS = ("encoder", "kind", "preprocessing", "rows", "seconds_embedding", "seconds_fitting", "failed")
+CONSTANT = "mean_position_error_mm"
 NAMES = {
     "auroc": "AUROC",
     "macro_auroc": "macro AUROC",
@@ -138,7 +139,8 @@ def results_markdown(run: BenchmarkRun, results: Results) -> str:
 def task_section(run: BenchmarkRun, results: Results, title: str) -> list[str]:
     """Heading and tables of one task; nothing when no encoder has a result."""
     rows = [row for row in results.rows if row["task"] == title and row["main"]]
-    return [*_task_table(run, title, rows), *_fraction_table(rows)] if rows else []
+    constant = [row for row in results.rows if row["task"] == title and row["metric"] == CONSTANT]
+    return [*_task_table(run, title, rows), *_fraction_table(rows), *_constant_answer(constant)] if rows else []
 
 
 def main_table(rows: Sequence[Mapping[str, Any]], *, intervals: bool = True) -> tuple[list[str], list[list[str]]]:
@@ -206,6 +208,13 @@ def comparison_table(comparisons: list[dict[str, Any]]) -> list[str]:
     ]
     header = ["task", f"{first} minus", "difference", "p", f"p (Holm, {len(body)} tests)", "test"]
     return [f"## {first} against the others", "", *markdown(header, body)]
+
+
+def _constant_answer(rows: list[dict[str, Any]]) -> list[str]:
+    """What a localisation has to beat; the same for all encoders."""
+    if not rows:
+        return []
+    return ["", f"A constant answer, the mean training position, has an error of {_cell(rows[-1])} mm."]
 
 
 def _encoder_table(run: BenchmarkRun) -> list[str]:

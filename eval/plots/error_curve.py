@@ -36,5 +36,5 @@ def save_error_curve(path: str | Path, errors: Mapping[str, np.ndarray], *, head
     axis.set_xlim(left=0)
     title(axis, heading or "localisation error")
     labels(axis, "error (mm)", "share of scans with at most this error")
-    legend(axis)
+    legend(axis, where="lower right")
     return save(figure, path)

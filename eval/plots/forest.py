@@ -57,7 +57,8 @@ def save_forest(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
         if metric in CHANCE:
             axis.axvline(CHANCE[metric], color=INK, linewidth=0.9, linestyle=":")
         counts = sorted({int(float(row["n"])) for row in inside if row.get("n") not in (None, "")})
-        what = "targets" if target == "macro" else "n"
+        # The macro mean of a label map is taken scan by scan.
+        what = "targets" if target == "macro" and inside[0].get("family") != "segmentation" else "n"
         n = f", {what} {counts[0]}" if len(counts) == 1 else f", {what} {counts[0]} to {counts[-1]}" if counts else ""
         title(axis, f"{task}: {target}{n}" if str(task) != str(target) else f"{task}{n}")
         labels(axis, metric_name(metric), "")

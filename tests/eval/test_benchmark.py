@@ -379,6 +379,9 @@ def test_patch_tasks_with_ceiling_and_label_maps(tmp_path):
     )
     errors = {e: value(rows, e, "localization", "localization", "error_mm") for e in ("ceiling", "floor", "intensity")}
     assert errors["ceiling"] < 0.6 * errors["floor"]
+    constant = value(rows, "intensity", "localization", "localization", "mean_position_error_mm")
+    report = (tmp_path / "out" / "results.md").read_text()
+    assert f"A constant answer, the mean training position, has an error of {constant:.1f} [" in report
     maps = sorted((tmp_path / "out" / "predictions" / "intensity" / "segmentation" / "maps").iterdir())
     assert len(maps) == 3
     mask = nib.load(folder / maps[0].name.replace(".nii.gz", "_mask.nii.gz"))
