@@ -12,6 +12,7 @@ from voxelfm_hf.volumes.errors import ScanError
 app = typer.Typer(
     name="voxelfm",
     help="VoxelFM: features of CT scans from a 3D foundation model, for light probes on top.",
+    epilog="Exit codes: 0 all done, 2 bad input or options, 3 part of a batch failed (the rest is done).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",

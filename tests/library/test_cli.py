@@ -15,11 +15,30 @@ def voxelfm(*arguments, **environment):
 
 
 def test_help_names_every_command_and_teaches_by_example():
+    from typer.main import get_command
+    from typer.testing import CliRunner
+
+    from voxelfm_hf.cli import app
+
     assert voxelfm().returncode == 2  # no command: help, as for any wrong use
     text = voxelfm("--help").stdout
-    for name in ("info", "embed", "picture", "prepare", "describe", "label", "probe", "predict", "convert", "demo"):
+    assert "Exit codes: 0" in text
+    names = list(get_command(app).commands)
+    assert len(names) >= 17
+    for name in names:
         assert name in text
-        assert f"Example: voxelfm {name}" in voxelfm(name, "--help").stdout
+        help_text = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "120"}).output
+        assert f"Example: voxelfm {name}" in help_text
+
+
+@pytest.mark.parametrize(("typed", "offered"), [("pre", {"predict", "prepare"}), ("spa", {"space"})])
+def test_the_shell_completes_commands_and_options(typed, offered):
+    asked = {"_VOXELFM_COMPLETE": "complete_bash", "COMP_WORDS": f"voxelfm {typed}", "COMP_CWORD": "1"}
+    command = [sys.executable, "-c", "import sys; sys.argv = ['voxelfm']; from voxelfm_hf.cli import main; main()"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.getcwd(), **asked}
+    )
+    assert set(done.stdout.split()) == offered, done.stderr
 
 
 def test_info_of_every_format(scan_folder):
