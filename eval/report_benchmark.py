@@ -174,7 +174,8 @@ def _read(settings: ReportBenchmarkSettings, training: ReportRecipe, data: Path 
     ids, texts, splits, patients = [], [], [], []
     columns = {name.lower(): name for name in next(iter(read_rows(table)))}
     id_column = settings.id_column if settings.id_column in columns else None
-    for report, row in zip(read_reports(table, id_column=id_column), read_rows(table), strict=True):
+    reports = read_reports(table, columns=training.data.column, id_column=id_column)
+    for report, row in zip(reports, read_rows(table), strict=True):
         scan = by_name.get(report.id) or by_name.get(Path(report.id).name)
         if scan is None or report.is_empty:
             continue

@@ -80,7 +80,7 @@ def _train(recipe: ReportRecipe, number: int, accelerator: Accelerator, parts: R
             clock.end_wait()
             rate = parts.schedule(step)
             for group in parts.optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["share"]
             loss, norm = _step(accelerator, parts, micro_batches, stage)
             step += 1
             parts.tally.seconds += clock.end_step()

@@ -38,7 +38,7 @@ from voxelfm_hf.training.report_data import (
     shuffled_between_scans,
     store_tokens,
 )
-from voxelfm_hf.training.report_recipe import ReportRecipe
+from voxelfm_hf.training.report_recipe import ReportRecipe, StageSettings
 from voxelfm_hf.training.report_words import learn_words
 from voxelfm_hf.training.schedules import Schedule, learning_rate
 from voxelfm_hf.volumes.errors import ModelError, RecipeError
@@ -130,8 +130,7 @@ def build_parts(recipe: ReportRecipe, number: int, accelerator: Accelerator) -> 
         # The name in transformers before 5.23 or so is the second one.
         enable = getattr(network.language_model, "activation_checkpointing_enable", None)
         (enable or network.language_model.gradient_checkpointing_enable)()
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=stage.learning_rate, weight_decay=stage.weight_decay)
+    optimizer = torch.optim.AdamW(_groups(network, stage), lr=stage.learning_rate, weight_decay=stage.weight_decay)
     model, optimizer = accelerator.prepare(network, optimizer)
     accelerator.register_for_checkpointing(tally)
     _save_only_trained(accelerator)
@@ -171,6 +170,15 @@ def build_parts(recipe: ReportRecipe, number: int, accelerator: Accelerator) -> 
         feature_scale=network.resampler.feature_scale.detach().clone(),
         facts=_facts(found, len(pairs), too_long, recipe),
     )
+
+
+def _groups(network: VoxelFMForReportGeneration, stage: StageSettings) -> list[dict[str, Any]]:
+    """What is trained, resampler and projector apart; each group knows its share of the learning rate."""
+    ours = [p for part in TRAINED_PARTS for p in getattr(network, part).parameters() if p.requires_grad]
+    known = {id(parameter) for parameter in ours}
+    adapter = [p for p in network.parameters() if p.requires_grad and id(p) not in known]
+    groups = [{"params": ours, "share": stage.projector_share}, {"params": adapter, "share": 1.0}]
+    return [group for group in groups if group["params"]]
 
 
 def stage_folder(recipe: ReportRecipe, number: int) -> Path:

@@ -90,6 +90,8 @@ class StageSettings:
         total_batch: Pairs an optimiser step sees.
         learning_rate: Peak; warmed up linearly from `min_learning_rate`, then a cosine back to it.
         warmup_share: Share of the steps that the warm-up takes.
+        projector_share: Share of the learning rate that resampler and projector get. Published: 1. After passes over
+            words, a low one keeps image tokens where they are until the language model reads them.
         feature_noise: Standard deviation of the noise added to (standardised) features.
         system_prompt: System turn of the prompt.
         word_epochs: Stage 1 only: passes in which resampler and projector first learn, without the language model, to
@@ -105,6 +107,7 @@ class StageSettings:
     warmup_share: float = 0.03
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    projector_share: float = 1.0
     feature_noise: float = 0.1
     feature_noise_probability: float = 1.0
     system_prompt: str | None = None

@@ -11,7 +11,7 @@ from lifelines.utils import concordance_index
 
 from voxelfm_hf.data.phantom import LABELS, draw_facts, make_phantom
 from voxelfm_hf.data.phantom_outcome import WEIBULL_SCALE_MONTHS, WEIBULL_SHAPE, draw_outcome, log_risk
-from voxelfm_hf.data.phantom_reports import report_findings, write_report
+from voxelfm_hf.data.phantom_reports import report_findings, write_impression, write_report
 from voxelfm_hf.data.phantom_set import FIRST_SEED, PhantomScan, main, write_phantom_set
 from voxelfm_hf.eval.datasets.phantoms import ACQUISITION, read
 from voxelfm_hf.eval.labeller import FINDINGS, label_report
@@ -168,6 +168,15 @@ def test_the_labeller_reads_the_findings_back(facts):
         for name, value in stated.items():
             seen[name] += value
     assert sum(count > 30 for count in seen.values()) == 12
+
+
+def test_impressions_name_the_same_findings_in_few_words(facts):
+    texts = [write_impression(one) for one in facts]
+    for one, text, report in zip(facts, texts, map(write_report, facts), strict=True):
+        assert label_report(text) == label_report(report), text
+        assert text == write_impression(one) and not any(character.isdigit() for character in text)
+    assert len(set(texts)) > 0.8 * len(texts)
+    assert np.mean([len(text.split()) for text in texts]) < 12
 
 
 def test_reports_vary_with_the_scan_and_not_by_themselves(facts):

@@ -141,6 +141,20 @@ def test_stages_change_what_they_should_and_nothing_else(trained, world):
     )
 
 
+def test_resampler_and_projector_learn_at_their_share_of_the_rate(trained, tmp_path):
+    straight, recipe = trained
+    (tmp_path / "stage1").mkdir()
+    (tmp_path / "stage1/model").symlink_to(straight / "stage1/model")
+    kept = replace(recipe, output_dir=str(tmp_path), stage2=replace(recipe.stage2, projector_share=0.0))
+    train_reports(kept, stage=2)
+    before, after = (
+        load_file(folder / "model/model.safetensors") for folder in (straight / "stage1", tmp_path / "stage2")
+    )
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    adapter = load_file(tmp_path / "stage2/model/language_model_adapter/adapter_model.safetensors")
+    assert any(value.abs().max() > 0 for name, value in adapter.items() if "lora_B" in name)
+
+
 def _tokens(world):
     from voxelfm_hf.store import FeatureStore
 

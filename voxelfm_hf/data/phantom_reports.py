@@ -1,8 +1,9 @@
 """Reports of synthetic chests: the findings of a phantom in varied words, sides, sizes, order and negations.
 
 Every present finding is stated; of the absent ones some are denied, as radiologists do. The wording is drawn from the
-seeds of the person and of the scan, so that two scans of one person say the same in other words. The labeller of the
-18 chest findings (`voxelfm_hf.eval.labeller`) reads the findings back.
+seeds of the person and of the scan, so that two scans of one person say the same in other words. The impression names
+what is present in a few words. The labeller of the 18 chest findings (`voxelfm_hf.eval.labeller`) reads the findings
+back from either.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import numpy as np
 
 from voxelfm_hf.data.phantom_facts import Findings, Lesion, PhantomFacts
 
-_REPORT = 30
+_REPORT, _IMPRESSION = 30, 31
 # How often an absent finding is denied.
 DENIED = 0.35
 # Which of the 18 findings of chest CT reports a finding of the phantom is.
@@ -54,6 +55,20 @@ _ABSENT = {
     "medical_material": ("pacemaker", "implanted cardiac device"),
     "lesion": ("lung nodule", "pulmonary nodule", "nodule in either lung"),
 }
+_BRIEFLY = {
+    "pleural_effusion": ("pleural effusion", "pleural fluid"),
+    "emphysema": ("emphysema", "emphysematous destruction"),
+    "consolidation": ("consolidation", "airspace consolidation"),
+    "cardiomegaly": ("cardiomegaly", "enlarged heart"),
+    "pericardial_effusion": ("pericardial effusion", "pericardial fluid"),
+    "coronary_calcification": ("coronary calcification", "coronary plaques"),
+    "aortic_calcification": ("aortic calcification", "calcified aorta"),
+    "lymphadenopathy": ("mediastinal lymphadenopathy", "enlarged mediastinal nodes"),
+    "hiatal_hernia": ("hiatal hernia", "sliding hiatal hernia"),
+    "medical_material": ("pacemaker", "cardiac pacemaker"),
+    "lesion": ("lung nodule", "pulmonary nodule"),
+}
+_GROUND_GLASS = ("ground-glass lung nodule", "ground-glass pulmonary nodule")
 _LESIONS = {
     "solid": ("solid nodule", "solid lung nodule", "well-defined solid nodule"),
     "ground_glass": ("ground-glass nodule", "nodule of ground-glass density", "pure ground glass nodule"),
@@ -100,6 +115,19 @@ def write_report(facts: PhantomFacts) -> str:
     if not stated:
         return " ".join([_pick(_NORMAL, rng), *(sentences[i] for i in order)])
     return " ".join(sentences[i] for i in order)
+
+
+def write_impression(facts: PhantomFacts) -> str:
+    """Name the findings of a phantom in a few words each, without sizes and sides; nothing absent is named.
+
+    Args:
+        facts: Of the phantom; equal facts give the same text.
+    """
+    rng = np.random.default_rng([facts.seed, facts.acquisition_seed, _IMPRESSION])
+    present = {**facts.findings.labels(), "lesion": int(facts.lesion.type != "none")}
+    briefly = {**_BRIEFLY, "lesion": _GROUND_GLASS if facts.lesion.type == "ground_glass" else _BRIEFLY["lesion"]}
+    named = [_framed(_pick(briefly[finding], rng), ("{}.",), rng) for finding, there in present.items() if there]
+    return " ".join(named) or _pick(_NORMAL, rng)
 
 
 def _stated(finding: str, facts: PhantomFacts, rng: np.random.Generator) -> str:

@@ -8,8 +8,9 @@
 People are independent draws, each scanned once or more with scanner settings of its own. Columns of labels.csv beside
 those of `PhantomFacts.row` (all numbers drawn, findings as 0/1, scanner settings, position of the lesion in LPS mm):
 `patient_id` and `study_id` (scans of one person are one study), `split`, `time` and `event` (months) with the true
-`log_risk` (see `phantom_outcome`), `report` (see `phantom_reports`), numbers for what the row has in words, and 0
-where something is absent (`lesion_size_mm`, `effusion_mm`). Side and diameter of an absent lesion are empty.
+`log_risk` (see `phantom_outcome`), `report` and `impression` (see `phantom_reports`), numbers for what the row has in
+words, and 0 where something is absent (`lesion_size_mm`, `effusion_mm`). Side and diameter of an absent lesion are
+empty.
 
 Pre-training and the learned-or-not comparison use seeds below `FIRST_SEED`. Run it again to go on or to add people.
 """
@@ -31,7 +32,7 @@ from tqdm import tqdm
 from voxelfm_hf.data.phantom import LABELS, draw_facts, make_phantom
 from voxelfm_hf.data.phantom_facts import CONTRAST_PHASES, LESION_TYPES, PhantomFacts
 from voxelfm_hf.data.phantom_outcome import draw_outcome
-from voxelfm_hf.data.phantom_reports import write_report
+from voxelfm_hf.data.phantom_reports import write_impression, write_report
 from voxelfm_hf.data.write_scan import write_nifti
 from voxelfm_hf.files import written_file
 from voxelfm_hf.read_ahead import WorkerCrash, read_ahead
@@ -109,6 +110,7 @@ class PhantomScan:
             "event": outcome.event,
             "log_risk": outcome.log_risk,
             "report": write_report(facts),
+            "impression": write_impression(facts),
         }
 
 
