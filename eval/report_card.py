@@ -8,6 +8,7 @@ from typing import Any
 from voxelfm_hf.card_results import model_index
 from voxelfm_hf.cards import report_adapter_card
 from voxelfm_hf.files import written_file
+from voxelfm_hf.release.folder import PLACEHOLDER
 
 EXAMPLES = 3
 LIMITS = (
@@ -74,9 +75,9 @@ def write_report_card(
         name="VoxelFM report adapter" + (" (synthetic)" if synthetic else ""),
         summary="Resampler, projector and LoRA adapter that let a frozen VoxelFM encoder write the abnormal findings "
         "of a chest CT through a causal language model. Encoder and language model are named, not contained.",
-        command_use="voxelfm report chest.nii.gz --model .",
+        command_use=f"voxelfm report chest.nii.gz --model {PLACEHOLDER}",
         code="import voxelfm_hf\nfrom voxelfm_hf.report_writer import ReportWriter\n\n"
-        'print(ReportWriter(".").write(voxelfm_hf.read_volume("chest.nii.gz")).text)',
+        f'print(ReportWriter("{PLACEHOLDER}").write(voxelfm_hf.read_volume("chest.nii.gz")).text)',
         limits=LIMITS,
         notes=[SYNTHETIC_LIMITS] if synthetic else [],
         data=f"{first['pairs']} pairs of a {kind}scan and its {kind}report"

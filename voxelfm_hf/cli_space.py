@@ -23,14 +23,10 @@ def space(
 
     Example: voxelfm space --store features --probe probe --report report/stage2/model
     """
-    import signal
-    import sys
-
-    from voxelfm_hf.space.app import Page, serve
+    from voxelfm_hf.space.app import Page, serve, stop_as_by_keyboard
 
     quiet_libraries()
     page = Page(model, store=store, probe=probe, report=report)
-    # Ends as after Ctrl+C, so that the page's temporary folder goes too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    stop_as_by_keyboard()
     console.print("stop with Ctrl+C", highlight=False)
     serve(page, host=host, port=port)

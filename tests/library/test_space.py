@@ -320,6 +320,15 @@ def test_report_and_probe_answer_for_the_scan(phantom, tmp_path):
     assert positive == ("positive, disagrees" if probability >= 0.5 else "negative")
 
 
+def test_a_space_of_the_hub_is_told_by_variables(tmp_path, monkeypatch):
+    from tests.library.small_page import write_probe
+    from voxelfm_hf.space.app import page_of_environment
+
+    monkeypatch.setenv("VOXELFM_PROBE", str(write_probe(tmp_path)))
+    page = page_of_environment()
+    assert page.reader is not None and page.index is None and page.writer is None
+
+
 def test_page_is_told_of_a_report_model_that_is_none(small_model):
     from voxelfm_hf.space.page import Page
     from voxelfm_hf.volumes.errors import ModelError

@@ -6,6 +6,8 @@ of a session and are dropped with it. Nothing is fetched from elsewhere.
 
 import os
 import shutil
+import signal
+import sys
 import tempfile
 import threading
 import time
@@ -256,5 +258,17 @@ def serve(page: Page, *, host: str = "127.0.0.1", port: int | None = None, **opt
     )
 
 
+def stop_as_by_keyboard() -> None:
+    """Makes a polite kill end as Ctrl+C does, so that the page's temporary folder goes too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
+def page_of_environment() -> Page:
+    """The page of a Hub Space, which is told by variables what to show."""
+    named = {name: os.environ.get(f"VOXELFM_{name.upper()}") or None for name in ("store", "probe", "report")}
+    return Page(os.environ.get("VOXELFM_MODEL") or EMBEDDED, **named)
+
+
 if __name__ == "__main__":
-    serve(Page(os.environ.get("VOXELFM_MODEL", EMBEDDED)), host="0.0.0.0")
+    stop_as_by_keyboard()
+    serve(page_of_environment(), host="0.0.0.0")
