@@ -66,6 +66,7 @@ def read(
     shape: tuple[int, int, int] = SHAPE,
     masks: bool = False,
     lesion_cube_mm: float | None = None,
+    lesion_cubes: int = 1,
     first_seed: int = FIRST_SEED,
     workers: int | None = None,
 ) -> BenchmarkData:
@@ -78,6 +79,7 @@ def read(
         shape: Voxels along (z, y, x).
         masks: Label maps of the organs too, in the column `label_file`.
         lesion_cube_mm: Edge of a cube round each lesion, shifted at random; whole scans by default.
+        lesion_cubes: Cubes of each lesion, with other shifts.
         first_seed: Seed of the first person.
         workers: Processes that make scans; by default one a core.
 
@@ -101,7 +103,7 @@ def read(
     files = zip(labels.ids, labels.column("file"), strict=True)
     tasks = [Task(Scan(name, folder / file, named=True)) for name, file in files]
     if lesion_cube_mm is not None:
-        labels, tasks = _lesions(labels, tasks, lesion_cube_mm)
+        labels, tasks = _lesions(labels, tasks, lesion_cube_mm, lesion_cubes)
     return BenchmarkData(
         tasks=tasks,
         labels=labels,
@@ -114,8 +116,8 @@ def read(
     )
 
 
-def _lesions(labels: LabelTable, tasks: list[Task], edge_mm: float) -> tuple[LabelTable, list[Task]]:
-    """The rows with a lesion, and a cube that holds it somewhere for each."""
+def _lesions(labels: LabelTable, tasks: list[Task], edge_mm: float, each: int) -> tuple[LabelTable, list[Task]]:
+    """The rows with a lesion, once a cube, and the cubes, which hold it somewhere."""
     rows = [row for row, lesion in enumerate(labels.column("lesion")) if lesion]
     labels = labels.take(rows)
     places = np.array([labels.column(name) for name in LESION_POSITION]).T
@@ -123,6 +125,11 @@ def _lesions(labels: LabelTable, tasks: list[Task], edge_mm: float) -> tuple[Lab
     for row, place, diameter in zip(rows, places, labels.column("lesion_diameter_mm"), strict=True):
         scan = tasks[row].scan
         rng = np.random.default_rng([_CUBES, *scan.identifier.encode()])
-        x, y, z = cube_round(place, diameter, edge_mm, *extent_lps(scan.path), rng).tolist()
-        found.append(Task(scan, (Region(scan.identifier, (x, y, z), edge_mm),)))
-    return labels, found
+        regions = []
+        for number in range(each):
+            x, y, z = cube_round(place, diameter, edge_mm, *extent_lps(scan.path), rng).tolist()
+            regions.append(Region(f"{scan.identifier}-cube{number}", (x, y, z), edge_mm))
+        found.append(Task(scan, tuple(regions)))
+    repeated = labels.take(np.repeat(np.arange(len(labels)), each))
+    ids = [identifier for task in found for identifier in task.identifiers]
+    return LabelTable(labels.source, ids, repeated.columns), found

@@ -612,13 +612,15 @@ def test_phantom_lesions_lie_somewhere_in_their_cubes(tmp_path):
     options = {"count": 16, "scans_each": 1, "shape": (48, 56, 56), "workers": 0}
     whole = load_dataset("phantoms").read(tmp_path, **options)
     check(whole)
-    data = load_dataset("phantoms").read(tmp_path, **options, lesion_cube_mm=96.0)
+    data = load_dataset("phantoms").read(tmp_path, **options, lesion_cube_mm=96.0, lesion_cubes=2)
     check(data)
-    assert data.labels.ids == [name for name, value in zip(*_column(whole, "lesion"), strict=True) if value]
+    with_lesion = [name for name, value in zip(whole.labels.ids, whole.labels.column("lesion"), strict=True) if value]
+    assert data.labels.ids == [f"{name}-cube{number}" for name in with_lesion for number in range(2)]
+    assert data.tasks[0].regions[0].centre_lps != data.tasks[0].regions[1].centre_lps
     points = point_target(data.labels, LESION_POSITION)[:, 0]
     apart = []
-    for task, point, size in zip(data.tasks, points, data.labels.column("lesion_diameter_mm"), strict=True):
-        (region,) = task.regions
+    regions = [region for task in data.tasks for region in task.regions]
+    for region, point, size in zip(regions, points, data.labels.column("lesion_diameter_mm"), strict=True):
         assert region.edge_mm == 96.0
         apart.append(np.abs(point - region.centre_lps).max())
         assert apart[-1] <= 96 / 2 - 8 - size / 2 + 1e-6
@@ -630,12 +632,8 @@ def test_phantom_lesions_lie_somewhere_in_their_cubes(tmp_path):
     centre = scan.affine[:3, :3] @ differs.mean(0) + scan.affine[:3, 3]
     assert np.linalg.norm(centre - points[0]) < 10
     # The same cubes on every machine and in every set that holds the person.
-    again = load_dataset("phantoms").read(tmp_path, **{**options, "count": 8}, lesion_cube_mm=96.0)
+    again = load_dataset("phantoms").read(tmp_path, **{**options, "count": 8}, lesion_cube_mm=96.0, lesion_cubes=2)
     assert [task.regions for task in again.tasks] == [task.regions for task in data.tasks[: len(again.tasks)]]
-
-
-def _column(data, name):
-    return data.labels.ids, data.labels.column(name)
 
 
 # Recipes --------------------------------------------------------------------------------------------------------------
