@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from voxelfm_hf.picture_sheet import Panel, Plane
 
 BODY_HU, MARGIN_MM = -500, 10.0
+SURROUNDINGS_MM = 20.0
 TRUE_COLOUR, FOUND_COLOUR = "#56B4E9", "#E69F00"
 
 
@@ -72,7 +73,7 @@ def save_localization_overlay(
     true_lps: Sequence[float],
     found_lps: Sequence[float],
     *,
-    window: str = "soft tissue",
+    window: str | None = None,
     heading: str | None = None,
     width_px: int = 1200,
 ) -> Path:
@@ -83,7 +84,7 @@ def save_localization_overlay(
         volume: The scan.
         true_lps: x, y, z in mm.
         found_lps: x, y, z in mm.
-        window: Name from WINDOWS_HU.
+        window: Name from WINDOWS_HU; by default that of lung where the true point lies in lung, else of soft tissue.
         heading: Title; the distance is added.
         width_px: Width of the picture.
 
@@ -95,6 +96,7 @@ def save_localization_overlay(
     true, found = (inverse[:3, :3] @ np.asarray(p, float) + inverse[:3, 3] for p in (true_lps, found_lps))
     distance = float(np.linalg.norm(np.subtract(true_lps, found_lps)))
     centre = np.clip(np.rint(true), 0, np.array(volume.hu.shape) - 1).astype(int)
+    window = window or _window_round(volume, centre)
     sheet = Sheet(volume, rows=1, projections=False, width_px=width_px)
     for column, plane in enumerate(PLANES):
         image = slice_image(volume, plane, int(centre[plane.axis]), WINDOWS_HU[window], [])
@@ -106,6 +108,13 @@ def save_localization_overlay(
         _point(panel, plane, volume, found, FOUND_COLOUR, "X")
     sheet.header(f"{heading or 'localisation'}: {distance:.1f} mm apart (circle: true, cross: predicted)", None, None)
     return save_figure(sheet.figure, path)
+
+
+def _window_round(volume: Volume, index: np.ndarray) -> str:
+    """The window that shows what lies round a voxel."""
+    reach = np.ceil(SURROUNDINGS_MM / np.array(volume.spacing)).astype(int)
+    place = tuple(slice(max(0, i - r), i + r + 1) for i, r in zip(index.tolist(), reach.tolist(), strict=True))
+    return "lung" if np.median(volume.hu[place]) < BODY_HU else "soft tissue"
 
 
 def _body_only(volume: Volume, *maps: np.ndarray) -> tuple[Volume, list[np.ndarray]]:

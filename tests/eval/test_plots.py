@@ -20,6 +20,7 @@ from voxelfm_hf.eval.plots.retrieval_sheet import Shown, save_retrieval_sheet
 from voxelfm_hf.eval.plots.roc import GRID, Scored, roc_band, roc_curve, save_roc
 from voxelfm_hf.eval.plots.style import COLOURS, looks, metric_name, panels, shared_legend
 from voxelfm_hf.eval.survival_curves import kaplan_meier, log_rank, number_at_risk, risk_groups
+from voxelfm_hf.volumes import Volume
 from voxelfm_hf.volumes.errors import ScanError
 
 
@@ -178,6 +179,19 @@ def test_pictures_of_answers(tmp_path):
     drawn(save_localization_overlay(tmp_path / "point.png", volume, middle, middle + 1e4))
     query, near = Shown(volume, "effusion"), Shown(volume, "none", 0.5, False, middle, 60.0)
     drawn(save_retrieval_sheet(tmp_path / "sheet.png", [(query, [near, near]), (query, [near])], heading="nearest"))
+
+
+def test_a_point_in_lung_is_shown_in_the_window_of_lung(tmp_path):
+    hu = np.full((40, 40, 40), 40, np.int16)
+    hu[4:-4, 4:-4, 4:20] = -850
+    affine = np.zeros((4, 4))
+    affine[[2, 1, 0, 3], [0, 1, 2, 3]] = (5, 5, 5, 1)
+    volume = Volume.from_array(hu, spacing=(5.0, 5.0, 5.0), affine=affine, source="made")
+    for where, window in (((60.0, 100.0, 100.0), "lung"), ((150.0, 100.0, 100.0), "soft tissue")):
+        chosen, named = tmp_path / "chosen.png", tmp_path / "named.png"
+        save_localization_overlay(chosen, volume, where, where)
+        save_localization_overlay(named, volume, where, where, window=window)
+        assert chosen.read_bytes() == named.read_bytes()
 
 
 def test_the_eight_colours_differ_in_lightness_or_marker_and_names_are_words():
