@@ -61,6 +61,10 @@ BENCHMARK = {
     "sections": [{"title": "malignant", "table": TABLE, "pictures": {"roc.png": "ROC."}}], "data_citation": "A et al.",
     "pictures": {}, "comparisons": "", "subgroups": "", "failures": [], "notes": [],
 }  # fmt: skip
+TUNED = {
+    "mode": "lora", "task": "classification", "name": "Adapters", "summary": "LoRA.", "base": "user/small",
+    "base_hash": "f" * 12, "settings": {"epochs": 3}, "cost": "2 s.", "notes": ["left out: one"],
+}  # fmt: skip
 KINDS = {
     "backbone": (cards.backbone_card, BACKBONE, ModelCard),
     "probe": (cards.probe_card, PROBE, ModelCard),
@@ -101,6 +105,17 @@ def test_what_is_missing_is_named(kind):
         render(**{**values, "limits": [float("nan")]})
     with pytest.raises(CardError, match="lacks limits"):
         render(**{**values, "limits": ""})
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_a_tuned_backbone_says_what_it_was_made_from(mode):
+    card = cards.tuned_backbone_card(**{**TUNED, "mode": mode}, base_model="user/small", license="mit")
+    data = ModelCard(card).data
+    assert (data.license, data.base_model) == ("mit", "user/small") and empty_sections(card) == []
+    assert ("PeftModel" in card) == (data.library_name == "peft") == (mode == "lora")
+    assert "Licence of these weights: mit." in card and "f" * 12 in card and "- left out: one" in card
+    with pytest.raises(CardError, match="lacks base_hash"):
+        cards.tuned_backbone_card(**{**TUNED, "base_hash": ""})
 
 
 def test_gaps_inside_values_and_empty_sections_are_refused():

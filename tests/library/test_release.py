@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -399,7 +398,7 @@ def test_empty_sections():
     assert empty_sections(markdown) == ["E", "F"]
 
 
-def test_scores_for_leaderboards_go_with_the_model(model):
+def test_scores_for_leaderboards_go_with_the_model_and_its_folder_stays_as_it_was(model):
     from huggingface_hub import parse_eval_result_entries
 
     from voxelfm_hf.card_results import eval_entry, write_eval_results
@@ -409,13 +408,9 @@ def test_scores_for_leaderboards_go_with_the_model(model):
     (written,) = write_eval_results(model, [entry])
     (model / ".cache").mkdir()
     (model / ".cache" / "notes.md").write_text("for me alone")
+    before = {p: (p.read_bytes(), p.stat().st_ino) for p in model.rglob("*") if p.is_file()}
     pushed = push(model, "user/small", dry_run=True)
+    assert {p: (p.read_bytes(), p.stat().st_ino) for p in model.rglob("*") if p.is_file()} == before
+    assert os.listdir(model.parent) == ["model"]
     assert ".eval_results/user--nodules.yaml" in pushed.files and ".cache/notes.md" in pushed.left_out
     assert parse_eval_result_entries(yaml.safe_load(written.read_text())) == [entry]
-
-
-def test_source_is_left_as_it_was(model):
-    before = {p.name: (p.read_bytes(), p.stat().st_ino) for p in model.iterdir()}
-    push(model, "user/small", dry_run=True)
-    assert {p.name: (p.read_bytes(), p.stat().st_ino) for p in model.iterdir()} == before
-    assert np.array_equal(sorted(os.listdir(model.parent)), ["model"])

@@ -57,9 +57,11 @@ def test_dicom_zip_and_nifti_are_the_same_volume_and_both_are_deleted(phantom, t
     assert np.array_equal(by_zip.hu, phantom.hu) and np.array_equal(by_file.hu, phantom.hu)
 
 
-def test_names_in_an_archive_lead_nowhere(phantom, tmp_path):
+@pytest.mark.parametrize("prefix", ["../../../escaped/", "{folder}/escaped/", "C:\\escaped\\"])
+def test_names_in_an_archive_lead_nowhere(phantom, tmp_path, prefix):
     write_dicom_series(phantom, tmp_path / "series")
-    archive = zipped(tmp_path / "series", upload_folder(tmp_path) / "a.zip", prefix="../../../escaped/")
+    prefix = prefix.format(folder=tmp_path)
+    archive = zipped(tmp_path / "series", upload_folder(tmp_path) / "a.zip", prefix=prefix)
     assert np.array_equal(read_upload(archive).hu, phantom.hu)
     assert not any("escaped" in str(path) for path in tmp_path.rglob("*"))
 

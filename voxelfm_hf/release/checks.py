@@ -36,13 +36,14 @@ SECTIONS = {
 TEXT_COLUMNS = ("id", "source", "notes")
 
 
-def find_problems(folder: Path, kind: Kind, *, allow_head: bool = False) -> list[str]:
+def find_problems(folder: Path, kind: Kind, *, allow_head: bool = False, load: bool = True) -> list[str]:
     """Everything that speaks against uploading a release folder, the quick checks first.
 
     Args:
         folder: From `build_release`.
         kind: What it is.
         allow_head: Accept prepared scans that cover the head, which can show a face.
+        load: Whether to load it, the slow check, if nothing else speaks against it.
 
     Returns:
         Sentences; none when it may go.
@@ -52,7 +53,7 @@ def find_problems(folder: Path, kind: Kind, *, allow_head: bool = False) -> list
         problems += [*_data_problems(folder), *([] if allow_head else _head_problems(folder))]
     elif not list(folder.glob("*.safetensors")):
         problems.append("there are no weights (*.safetensors): save the model with save_pretrained")
-    if problems or kind is DATA:
+    if problems or kind is DATA or not load:
         return problems
     try:
         return _load_problems(folder, kind, _bases(folder, kind))

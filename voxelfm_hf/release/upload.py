@@ -59,7 +59,8 @@ def push(
     with tempfile.TemporaryDirectory(prefix=".release-", dir=_writable_parent(folder)) as work:
         release = Path(work) / "release"
         left_out = build_release(folder, release, repo_id=repo_id)
-        problems = [*find_pickles(folder), *find_problems(release, kind, allow_head=allow_head)]
+        pickles = find_pickles(folder)
+        problems = [*pickles, *find_problems(release, kind, allow_head=allow_head, load=not pickles)]
         if problems:
             raise ReleaseError(f"{folder} cannot be released: " + "; ".join(problems))
         files = {p.relative_to(release).as_posix(): p.stat().st_size for p in sorted(release.rglob("*")) if p.is_file()}
