@@ -265,8 +265,11 @@ def stop_as_by_keyboard() -> None:
 
 def page_of_environment() -> Page:
     """The page of a Hub Space, which is told by variables what to show."""
-    named = {name: os.environ.get(f"VOXELFM_{name.upper()}") or None for name in ("store", "probe", "report")}
-    return Page(os.environ.get("VOXELFM_MODEL") or EMBEDDED, **named)
+
+    def named(what: str) -> str | None:
+        return os.environ.get(f"VOXELFM_{what}") or None
+
+    return Page(named("MODEL") or EMBEDDED, named("STORE"), named("PROBE"), named("REPORT"))
 
 
 if __name__ == "__main__":
