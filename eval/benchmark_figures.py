@@ -58,6 +58,11 @@ class FinishedBenchmark:
         """Task -> family, in the order of the recipe."""
         return {row["task"]: row["family"] for row in self.facts["rows"]}
 
+    def options(self, task: str) -> dict[str, Any]:
+        """The read options of a task in the recipe."""
+        recipe = next((entry for entry in self.facts["recipe"]["tasks"] if task in (entry["name"], entry["task"])), {})
+        return recipe.get("read", {})
+
     def main_rows(self, task: str, *, whole: bool = True) -> list[dict[str, Any]]:
         """Rows of the main metric of a task; by default at all labels only."""
         rows = [row for row in self.facts["rows"] if row["task"] == task and row["main"]]
@@ -158,13 +163,19 @@ def _regression(benchmark: FinishedBenchmark, task: str) -> dict[str, str]:
 def _survival(benchmark: FinishedBenchmark, task: str) -> dict[str, str]:
     drawn = {}
     encoder = benchmark.encoders(task)[0]
+    unit = benchmark.options(task).get("unit")
     for target, columns in benchmark.by_target(encoder, task).items():
         if "time" not in columns or "prediction" not in columns:
             continue
         groups = risk_groups(columns["prediction"].astype(float))
         name = f"{FOLDER}/survival-{slug(task)}-{slug(target)}.png"
         save_kaplan_meier(
-            benchmark.folder / name, columns["time"], columns["event"], groups, heading=f"{target}, {encoder}"
+            benchmark.folder / name,
+            columns["time"],
+            columns["event"],
+            groups,
+            unit=unit,
+            heading=f"{target}, {encoder}",
         )
         drawn[name] = (
             f"Survival in thirds of the test rows by predicted risk, {encoder}, {FIRST_SEED}; the log-rank test takes "

@@ -13,6 +13,7 @@ from voxelfm_hf.eval.plots.style import INK, labels, legend, looks, panels, plai
 
 BAND_REPLICATES = 500
 MAX_BANDS = 2
+MAX_INSIDE = 2
 # Specificities at which bands are computed.
 GRID = np.linspace(0, 1, 101)
 
@@ -52,7 +53,9 @@ def save_roc(path: str | Path, targets: Mapping[str, Mapping[str, Scored]]) -> P
         The path.
     """
     shown = looks(encoder for scored in targets.values() for encoder in scored)
-    figure, cells = panels(len(targets), height=4.2)
+    crowd = max((len(scored) for scored in targets.values()), default=0)
+    figure, cells = panels(len(targets), height=4.2 if crowd <= MAX_INSIDE else 4.3 + 0.18 * crowd)
+    figure.set_layout_engine("constrained", h_pad=0.12)
     for axis, (target, by_encoder) in zip(cells, targets.items(), strict=True):
         counts = set()
         for encoder, given in by_encoder.items():
@@ -74,7 +77,8 @@ def save_roc(path: str | Path, targets: Mapping[str, Mapping[str, Scored]]) -> P
         axis.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
         title(axis, f"{target} ({'; '.join(sorted(counts))})")
         labels(axis, "1 - specificity", "sensitivity")
-        legend(axis, where="lower right")
+        # Curves below the diagonal need the corner.
+        legend(axis, where="lower right" if crowd <= MAX_INSIDE else "below")
     return save(figure, path)
 
 

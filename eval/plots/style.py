@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from voxelfm_hf.files import written_file
 
@@ -127,9 +127,11 @@ def labels(axis: "Axes", across: str, up: str) -> None:
     axis.set_ylabel(plain(up), fontsize=TEXT_SIZE, color=INK)
 
 
-def legend(axis: "Axes", *, where: Literal["best", "lower right", "upper left"] = "best") -> None:
+def legend(axis: "Axes", *, where: Literal["best", "lower right", "upper left", "below"] = "best") -> None:
     """The legend of a panel."""
-    axis.legend(fontsize=TEXT_SIZE - 2, frameon=True, framealpha=0.85, edgecolor="none", loc=where, handlelength=2.6)
+    outside = {"loc": "upper left", "bbox_to_anchor": (0.0, -0.14), "borderaxespad": 0.0}
+    place: dict[str, Any] = outside if where == "below" else {"loc": where}
+    axis.legend(fontsize=TEXT_SIZE - 2, frameon=True, framealpha=0.85, edgecolor="none", handlelength=2.6, **place)
 
 
 def shared_legend(figure: "Figure", axis: "Axes") -> None:

@@ -58,7 +58,7 @@ def finished(tmp_path_factory):
         "tasks": [
             {"task": "classification", "targets": ["sick"]},
             {"task": "regression", "targets": ["size"]},
-            {"task": "survival"},
+            {"task": "survival", "read": {"unit": "months"}},
             {"task": "retrieval", "targets": ["sick"]},
         ],
         "fractions": [0.3, 1.0],
@@ -94,6 +94,7 @@ def test_curves_come_from_the_predictions_that_are_kept(finished):
     out, _ = finished
     benchmark = FinishedBenchmark(out)
     assert benchmark.encoders("classification") == ["good", "poor one"]
+    assert benchmark.options("survival") == {"unit": "months"} and benchmark.options("regression") == {}
     columns = benchmark.by_target("good", "classification")["sick"]
     row = next(r for r in benchmark.main_rows("classification") if r["encoder"] == "good")
     assert len(columns["truth"]) == row["n"]
