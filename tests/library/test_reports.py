@@ -220,3 +220,8 @@ def test_targets_are_lines_by_organ_or_the_fixed_sentence():
     assert report_target(report) == "Lungs: Emphysema. Nodule at the left apex.\nLiver: Cyst in the liver."
     assert report_target(Report("a", "Normal heart.", "")) == NO_ABNORMALITY == format_reduced({})
     assert report_target(report, reduce=lambda _: {"Liver": ("Cyst",)}) == "Liver: Cyst."
+
+
+def test_a_reduced_report_is_read_back_by_organ():
+    reduced = {organ: (f"Cyst of {number + 1} mm", "Calcified plaques") for number, organ in enumerate(ORGANS)}
+    assert reduce_report(format_reduced(reduced)) == reduced

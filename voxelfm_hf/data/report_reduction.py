@@ -108,7 +108,7 @@ def reduce_report(report: Report | str) -> dict[str, tuple[str, ...]]:
     last: str | None = None
     for sentence in split_sentences(report.findings or report.impression):
         heading = _ORGAN_HEADING.match(sentence)
-        if heading and (named := _first_match(_HEADING_WORDS, heading["heading"])):
+        if heading and (named := _headed_organ(heading["heading"])):
             headed, sentence = named, sentence[heading.end() :]
         statement = _abnormal_part(sentence)
         organ = _first_match(_ORGAN_PATTERNS, statement) or _first_match(_ORGAN_PATTERNS, sentence) or headed
@@ -164,6 +164,12 @@ def _abnormal_part(sentence: str) -> str:
         return ""
     text = re.sub(r"\s+", " ", _EDGE.sub("", "".join(kept))).strip()
     return text[:1].upper() + text[1:]
+
+
+def _headed_organ(heading: str) -> str | None:
+    """The organ a heading names, by its name here or by the words of reports."""
+    name = heading.capitalize()
+    return name if name in ORGANS else _first_match(_HEADING_WORDS, heading)
 
 
 def _first_match(patterns: Mapping[str, re.Pattern[str]], text: str) -> str | None:
