@@ -56,7 +56,8 @@ def score_backbone(
         rows = [row for row in rows if row["encoder"] == encoder]
         if not rows:
             raise CardError(f"{out} has no encoder {encoder}: it has {', '.join(names)}")
-        results += model_index(rows, dataset_name=load_dataset(data).ABOUT.title, dataset_id=dataset_id)
+        title = load_dataset(data).ABOUT.title
+        results += model_index(rows, dataset_name=title, dataset_id=dataset_id, dataset_type=data)
         scored |= {f"{row['task']}/{row['target']}": row for row in rows}
     card = model / "README.md"
     if not card.is_file():

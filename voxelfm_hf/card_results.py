@@ -24,14 +24,20 @@ FOLDER = ".eval_results"
 
 
 def model_index(
-    rows: Iterable[Mapping[str, Any]], *, dataset_name: str, dataset_id: str | None = None, split: str = "test"
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    dataset_name: str,
+    dataset_id: str | None = None,
+    dataset_type: str = "private",
+    split: str = "test",
 ) -> list["EvalResult"]:
     """Scores as `model-index` results; undefined ones are left out.
 
     Args:
         rows: With family (or task), target, metric, value, and low, high, n where known.
         dataset_name: What was scored on, in words.
-        dataset_id: Its Hub id; the Hub wants a type, which is "private" without one.
+        dataset_id: Its Hub id.
+        dataset_type: Stands for the id where there is none: a header groups scores of one task by it, not by the name.
         split: Its split.
     """
     from huggingface_hub import EvalResult
@@ -40,7 +46,7 @@ def model_index(
         EvalResult(
             task_type=PIPELINE_TAGS.get(row.get("family") or row["task"], "other"),
             task_name=str(row.get("family") or row["task"]),
-            dataset_type=dataset_id or "private",
+            dataset_type=dataset_id or dataset_type,
             dataset_name=dataset_name,
             dataset_split=split,
             metric_type=HUB_METRICS.get(row["metric"], row["metric"]),

@@ -220,10 +220,12 @@ def test_benchmark_scores_go_into_the_card_of_a_backbone(tmp_path):
     organs.mkdir()
     (organs / "results.json").write_text(json.dumps({"recipe": {"data": "openkbp"}}))
     line = ("tiny", "segmentation", "macro", "dice", 0.5, 0.4, 0.6, 7, 1.0, "segmentation", True)
-    (organs / "results.csv").write_text("\n".join(",".join(map(str, part)) for part in (names, line)))
+    same_family = ("tiny", "larynx", "contoured", "auroc", 0.6, 0.5, 0.7, 7, 1.0, "classification", True)
+    (organs / "results.csv").write_text("\n".join(",".join(map(str, part)) for part in (names, line, same_family)))
     score_backbone([out, organs], "tiny", model)
-    found = {result.dataset_name: result.metric_value for result in ModelCard.load(card).data.eval_results}
-    assert sorted(found.values()) == [0.5, 0.87] and len(found) == 2
+    found = {result.metric_value: result.dataset_name for result in ModelCard.load(card).data.eval_results}
+    assert sorted(found) == [0.5, 0.6, 0.87]
+    assert "LIDC" in found[0.87] and "OpenKBP" in found[0.5] and found[0.6] == found[0.5]
 
 
 def vectors(folder, count=60):
