@@ -127,6 +127,18 @@ def probes(
 
 
 @app.command()
+def search(
+    rows: Annotated[int, typer.Option(help="Rows of the store.", min=20)] = 100_000,
+    queries: Annotated[int, typer.Option(help="Queries, one at a time.", min=1)] = 100,
+    width: Annotated[int, typer.Option(help="Length of a CLS vector.", min=1)] = 864,
+) -> None:
+    """An index over a store of random vectors: building it, and the time of a query."""
+    from voxelfm_hf.eval.speed_search import search_speed
+
+    typer.echo(search_speed(rows=rows, width=width, queries=queries))
+
+
+@app.command()
 def train(
     rounds: Rounds = 3,
     workers: Annotated[int, typer.Option(help="Loader processes.")] = 0,

@@ -84,3 +84,12 @@ def test_command_prints_one_line_a_comparison(command, expected):
     assert result.exit_code == 0, result.output
     assert expected in result.output and "ratio" in result.output
     assert len(result.output.splitlines()) == 1
+
+
+@pytest.mark.parametrize("rows", [200, 12_000])
+def test_search_finds_the_nearest_while_it_is_timed(rows):
+    done = CliRunner().invoke(app, ["search", "--rows", str(rows), "--queries", "5", "--width", "144"])
+    assert done.exit_code == 0, done.output
+    assert f"search, {rows} rows of width 144" in done.output
+    share = float(done.output.split("% of the ten nearest")[0].rsplit(" ", 1)[-1])
+    assert share > (99.9 if rows == 200 else 80)
