@@ -60,8 +60,8 @@ class FinishedBenchmark:
 
     def options(self, task: str) -> dict[str, Any]:
         """The read options of a task in the recipe."""
-        recipe = next((entry for entry in self.facts["recipe"]["tasks"] if task in (entry["name"], entry["task"])), {})
-        return recipe.get("read", {})
+        tasks: list[dict[str, Any]] = self.facts["recipe"]["tasks"]
+        return next((entry["read"] for entry in tasks if task == (entry["name"] or entry["task"])), {})
 
     def main_rows(self, task: str, *, whole: bool = True) -> list[dict[str, Any]]:
         """Rows of the main metric of a task; by default at all labels only."""
