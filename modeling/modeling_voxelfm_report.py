@@ -331,7 +331,7 @@ class VoxelFMForReportGeneration(PreTrainedModel, GenerationMixin):
         if input_ids is not None:
             inputs_embeds = self._embed(input_ids, images)
         kept: int | torch.Tensor = logits_to_keep
-        if labels is not None and logits_to_keep and inputs_embeds is not None:
+        if logits_to_keep and inputs_embeds is not None:
             # A slice would leave the vocabulary's matrix to be copied for every row; chosen positions lie together.
             length = inputs_embeds.shape[1]
             kept = torch.arange(max(0, length - logits_to_keep), length, device=inputs_embeds.device)
