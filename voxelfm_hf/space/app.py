@@ -161,9 +161,9 @@ def build(page: Page):
 
 def _scan_block(gr, number: int, title: str) -> dict[str, Any]:
     """Upload, facts, planes and sliders of one scan."""
-    with gr.Group():
+    with gr.Column():
         with gr.Row():
-            file = gr.File(label=title, type="filepath", height=110, elem_id=f"file{number}", scale=1)
+            file = gr.File(label=title, type="filepath", height=150, elem_id=f"file{number}", scale=1)
             facts = gr.Markdown("", elem_id=f"facts{number}")
         with gr.Row():
             images, sliders = [], []
