@@ -27,8 +27,8 @@ from voxelfm_hf.volumes.errors import RecipeError
 
 FOLDER = "plots"
 MACRO = "macro"
-# More curves in a panel cannot be told apart; every score is in results.csv.
-MAX_CURVES = 6
+# As many as there are looks; every score is in results.csv.
+MAX_CURVES = 8
 # Two have room for the intervals of their bins.
 MAX_RELIABILITY = 2
 FIRST_SEED = "the fits of the first seed"
