@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import yaml
+from huggingface_hub import ModelCard
 
 from voxelfm_hf.cards import backbone_card
 from voxelfm_hf.files import written_file, written_folder
@@ -112,7 +113,7 @@ def write_release(run: Path, results: Path, out: Path) -> Path:
 
 
 def write_card(folder: Path) -> Path:
-    """Renders README.md of a release from its card.json.
+    """Renders README.md of a release from its card.json; benchmark scores in the header of the one there are kept.
 
     Raises:
         ModelError: it has none.
@@ -121,8 +122,9 @@ def write_card(folder: Path) -> Path:
         raise ModelError(f"{folder} has no {FACTS}: make the release again from its run")
     card = folder / "README.md"
     said = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    scores = ModelCard.load(card).data.eval_results if card.is_file() else None
     with written_file(card) as temporary:
-        temporary.write_text(backbone_card(**said), encoding="utf-8")
+        temporary.write_text(backbone_card(eval_results=scores or (), **said), encoding="utf-8")
     return card
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 
 from tests.library.loopback_hub import hub_environment, loopback_hub
 from voxelfm_hf import VoxelFMProbe
@@ -149,8 +150,12 @@ def test_card_of_the_model_inside_the_package_is_as_rendered(tmp_path):
     from voxelfm_hf.eval.tiny_release import write_card
     from voxelfm_hf.hub import embedded_model
 
-    shutil.copy(embedded_model() / "card.json", tmp_path)
-    assert write_card(tmp_path).read_text() == (embedded_model() / "README.md").read_text()
+    for name in ("card.json", "README.md"):
+        shutil.copy(embedded_model() / name, tmp_path)
+    card = write_card(tmp_path)
+    assert card.read_text() == (embedded_model() / "README.md").read_text()
+    # The scores of benchmarks stand in the header alone and outlive another rendering.
+    assert {result.dataset_type for result in ModelCard.load(card).data.eval_results} == {"lidc", "openkbp", "phantoms"}
 
 
 PROBE_CARD = """
