@@ -18,7 +18,8 @@ def benchmark(
     """Compares encoders on the same scans, splits, probes and seeds, with intervals and paired tests.
 
     Writes results.csv, results.md, results.json, comparisons.csv, plots and the predictions of every probe. Finished
-    parts are kept: run the same command again after an interruption. Packaged recipes: lidc, openkbp, phantoms.
+    parts are kept: run the same command again after an interruption. Packaged recipes: lidc, lidc_finetuning, openkbp,
+    phantoms, phantom_lesions, reports, and one for each published data set.
 
     Example: voxelfm benchmark lidc --data ct --quick --out benchmark-lidc
     """
