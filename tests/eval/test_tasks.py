@@ -236,6 +236,31 @@ def test_localization_in_millimetres(store, labels):
     assert report["error_mm"] == pytest.approx(np.linalg.norm(predictions[:, 0] - truth, axis=1).mean())
 
 
+def test_a_box_is_two_points(store, labels, tmp_path):
+    corners = labels.take(range(len(labels)))
+    for axis in "xyz":
+        corners.columns[f"{axis}2"] = [value + 4 for value in corners.columns[axis]]
+    probe, reports, data, predictions = fit_and_evaluate(
+        store,
+        corners,
+        task="localization",
+        read={"targets": ["x", "y", "z", "x2", "y2", "z2"], "name": "box"},
+        fit={"settings": ProbeSettings(epochs=40, batch_size=8, learning_rate=3e-3, evaluate_every=1, patience=10)},
+        evaluate=QUICK,
+    )
+    assert predictions.shape == (24, 2, 3) and probe.config.num_points == 2
+    assert reports["box"]["error_mm"] < 0.6 * reports["box"]["mean_position_error_mm"]
+    first = np.array([corners.column(axis) for axis in "xyz"]).T[data.rows("test")]
+    truth = np.stack([first, first + 4], axis=1)
+    assert reports["box"]["error_mm"] == pytest.approx(np.linalg.norm(predictions - truth, axis=2).mean())
+    save_probe(tmp_path / "box", probe, reports, data, predictions)
+    again = VoxelFMProbe.from_pretrained(tmp_path / "box")
+    rows = data.rows("test")
+    np.testing.assert_allclose(load_task("localization").predict(again, data, rows), predictions, atol=1e-4)
+    with pytest.raises(LabelError, match="a point is three columns"):
+        load_task("localization").read(store, corners, targets=["x", "y", "z", "x2"])
+
+
 def test_normalised_positions_round_trip_and_end_at_the_faces():
     affine = patch_affine([10.0, 20, 30])
     corner = affine[:3, 3] - PATCH_MM / 2
