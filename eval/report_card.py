@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from voxelfm_hf.card_results import model_index
-from voxelfm_hf.cards import report_adapter_card
+from voxelfm_hf.cards import PARTS_NAMED, report_adapter_card
 from voxelfm_hf.files import written_file
 from voxelfm_hf.release.folder import PLACEHOLDER
 
@@ -74,7 +74,7 @@ def write_report_card(
         eval_results=model_index(adapter, dataset_name=title),
         name="VoxelFM report adapter" + (" (synthetic)" if synthetic else ""),
         summary="Resampler, projector and LoRA adapter that let a frozen VoxelFM encoder write the abnormal findings "
-        "of a chest CT through a causal language model. Encoder and language model are named, not contained.",
+        f"of a chest CT through a causal language model. {PARTS_NAMED}",
         command_use=f"voxelfm report chest.nii.gz --model {PLACEHOLDER}",
         code="import voxelfm_hf\nfrom voxelfm_hf.report_writer import ReportWriter\n\n"
         f'print(ReportWriter("{PLACEHOLDER}").write(voxelfm_hf.read_volume("chest.nii.gz")).text)',

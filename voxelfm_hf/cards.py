@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 PACKAGE = "voxelfm_hf.model_cards"
 TAGS = ("medical", "computed-tomography", "radiology", "3d")
 NO_LICENSE = "unknown"
+# What the card of a report model says of its parts, before and after they are merged into one folder.
+PARTS_NAMED = "Encoder and language model are named, not contained."
+PARTS_CONTAINED = "Encoder and language model are contained, the LoRA adapter merged into the latter."
 # Pipelines of the Hub, as far as it has one for a task.
 PIPELINE_TAGS = {
     "classification": "image-classification",

@@ -88,11 +88,7 @@ def report(
         else:
             _show(path, written, agreement)
     if merge is not None:
-        from voxelfm_hf.files import written_folder
-
-        with written_folder(merge) as folder:
-            writer.model.save_pretrained(folder, merge=True)
-            writer.processor.save_pretrained(folder)
+        writer.save_merged(merge)
     if failed:
         raise typer.Exit(EXIT_BAD_INPUT if failed == len(scans) else EXIT_PARTLY_FAILED)
 

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from voxelfm_hf.cards import PARTS_CONTAINED, PARTS_NAMED
 from voxelfm_hf.data.report_reduction import reduce_report
 from voxelfm_hf.features import DTYPES
+from voxelfm_hf.files import written_folder
 from voxelfm_hf.hub import EMBEDDED, load, resolve_model, weight_hash
 from voxelfm_hf.modeling.configuration_voxelfm_report import VoxelFMReportConfig
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMGeometry
@@ -87,10 +89,25 @@ class ReportWriter:
                 options["language_model"] = language_model
             self.model = VoxelFMForReportGeneration.from_pretrained(folder, config=config, **options).to(device).eval()
             self.processor = VoxelFMReportProcessor.from_pretrained(folder)
+            self.folder = folder
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(f"{model} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
         self.model.generation_config.update(do_sample=False, temperature=None, top_p=None, top_k=None)
         self.device = device
+
+    def save_merged(self, out: str | Path) -> None:
+        """Writes the model whole, with encoder and language model, the adapter merged into the latter, and its card.
+
+        Args:
+            out: Folder, new or empty.
+        """
+        with written_folder(Path(out)) as folder:
+            self.model.save_pretrained(folder, merge=True)
+            self.processor.save_pretrained(folder)
+            card = self.folder / "README.md"
+            if card.is_file():
+                text = card.read_text(encoding="utf-8").replace(PARTS_NAMED, PARTS_CONTAINED)
+                (folder / "README.md").write_text(text, encoding="utf-8")
 
     def write(
         self,

@@ -181,6 +181,9 @@ def test_the_command_writes_text_picture_and_json(finished, world, scan, tmp_pat
     assert (tmp_path / "out/chest.nii.gz/report.txt").read_text().strip() == facts["report"]
     assert (tmp_path / "out/chest.nii.gz/attention.png").stat().st_size > 1000
     assert ReportWriter(tmp_path / "merged").model.config.merged
+    card = (tmp_path / "merged/README.md").read_text()
+    assert "language model are contained" in card and "not contained" not in card
+    assert "not contained" in (model / "README.md").read_text()
 
 
 def test_what_is_missing_is_one_sentence(finished, world, tmp_path, scan):
