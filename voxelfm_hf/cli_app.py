@@ -88,8 +88,9 @@ def advance(progress, unit: str, *, done: int | None = None, total: int | None =
 def report_failures(failures: dict[str, str], where: Path) -> None:
     if not failures:
         return
-    for reason in list(failures.values())[:FAILURES_SHOWN]:
-        errors.print(f"[red]failed:[/] {plain(reason)}", highlight=False, soft_wrap=True)
+    for identifier, reason in list(failures.items())[:FAILURES_SHOWN]:
+        named = reason if identifier in reason else f"{identifier}: {reason}"
+        errors.print(f"[red]failed:[/] {plain(named)}", highlight=False, soft_wrap=True)
     if len(failures) > FAILURES_SHOWN:
         errors.print(f"and {len(failures) - FAILURES_SHOWN} more, all in {plain(where)}", highlight=False)
     raise typer.Exit(EXIT_PARTLY_FAILED)

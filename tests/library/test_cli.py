@@ -100,7 +100,8 @@ def test_prepare_and_describe(scan_folder, tmp_path):
     import datasets
 
     done = voxelfm("prepare", scan_folder, "--out", tmp_path / "shards", "--name", "test", "--workers", "1")
-    assert done.returncode == 3, done.stderr  # bad.npy
+    assert done.returncode == 3, done.stderr
+    assert "failed: bad.npy: " in done.stderr
     assert "1 scans (1 new) in 1 shards, 2 repeated, 1 failed" in done.stdout and "bad.npy" in done.stderr
     rows = datasets.load_dataset(str(tmp_path / "shards"), split="train", cache_dir=str(tmp_path / "cache"))
     assert len(rows) == 1
