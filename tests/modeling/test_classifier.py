@@ -10,9 +10,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from accelerate import debug_launcher
 from transformers import AutoModel, AutoModelForImageClassification, pipeline
 
+from tests.two_processes import in_two_processes
 from voxelfm_hf import VoxelFMConfig, VoxelFMImageProcessor, VoxelFMModel, load_classifier, read_volume
 from voxelfm_hf.hub import weight_hash
 from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
@@ -129,9 +129,7 @@ def test_fine_tuning_starts_from_a_backbone_folder(backbone, fields, labels, los
 
 def _two_steps_in_ddp():
     from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
 
-    AcceleratorState._reset_state(reset_partial_state=True)  # a fork also inherits the state of an earlier test
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == 2
     torch.manual_seed(0)
@@ -145,7 +143,7 @@ def _two_steps_in_ddp():
 
 
 def test_no_parameter_is_left_without_gradient_in_two_processes():
-    debug_launcher(_two_steps_in_ddp, num_processes=2)
+    in_two_processes(_two_steps_in_ddp)
 
 
 def test_a_scan_file_goes_in_and_an_answer_comes_out(backbone, tmp_path, monkeypatch):

@@ -1,16 +1,15 @@
 """Fine-tuning on two gloo processes against one, with the same batches."""
 
 import os
-import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 
 from tests.training.small_tuning import finetuned, make_tuning
+from tests.two_processes import in_two_processes
 from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
 from voxelfm_hf.training.finetune_settings import FinetuneSettings
 from voxelfm_hf.training.probe import fit_probes, make_probe
@@ -41,29 +40,15 @@ def run_both(folder: Path) -> dict[str, torch.Tensor]:
     return {name: value.contiguous() for name, value in found.items()}
 
 
-def run_rank(rank: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "ACCELERATE_USE_CPU": "true",
-    }
-    save_file(run_both(Path(folder)), Path(folder) / f"rank{rank}.safetensors")
-    # Everything is written; threads of process groups that still run could abort the process while it ends.
-    os._exit(0)
+def run_rank(folder: Path) -> None:
+    save_file(run_both(folder), folder / f"rank{os.environ['RANK']}.safetensors")
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, torch.Tensor]]:
     folder = tmp_path_factory.mktemp("two")
     alone = run_both(folder)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(run_rank, args=(port, str(folder)), nprocs=2)
+    in_two_processes(run_rank, folder)
     return [alone, *(load_file(folder / f"rank{rank}.safetensors") for rank in range(2))]
 
 

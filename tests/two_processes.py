@@ -1,0 +1,34 @@
+"""Work done by two gloo processes on CPU, as `accelerate launch` would start them."""
+
+import os
+import socket
+from collections.abc import Callable
+
+import torch
+import torch.multiprocessing as mp
+
+
+def in_two_processes(work: Callable[..., None], *arguments: object, **options: object) -> None:
+    """Runs `work(*arguments, **options)`, a function of a module, in two new processes; fails where one of them fails.
+
+    They are spawned: a fork of a process whose threads have computed can hang.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_run_rank, args=(port, work, arguments, options), nprocs=2)
+
+
+def _run_rank(rank: int, port: int, work: Callable[..., None], arguments: tuple, options: dict) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "ACCELERATE_USE_CPU": "true",
+    }
+    work(*arguments, **options)
+    # Everything is written; threads of process groups that still run could abort the process while it ends.
+    os._exit(0)
