@@ -31,10 +31,8 @@ def written_file(path: str | Path) -> Iterator[Path]:
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except Exception as error:
-        reason = _system_reason(error)
-        if reason is None:
-            raise
-        raise VoxelFMError(f"{path} cannot be written: {reason}") from None
+        _say_what_the_system_says(error, path)
+        raise
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -62,22 +60,24 @@ def written_folder(path: str | Path) -> Iterator[Path]:
             path.rmdir()
         os.replace(temporary, path)
     except Exception as error:
-        reason = _system_reason(error)
-        if reason is None:
-            raise
-        raise VoxelFMError(f"{path} cannot be written: {reason}") from None
+        _say_what_the_system_says(error, path)
+        raise
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _system_reason(error: Exception) -> str | None:
-    """What the operating system said against writing; None for other errors."""
+def _say_what_the_system_says(error: Exception, path: Path) -> None:
+    """Raises the sentence for an error of the operating system; other errors are let be."""
     if isinstance(error, OSError):
-        return error.strerror or type(error).__name__
-    # safetensors puts it into an error of its own: "... I/O error: No space left on device (os error 28)"
-    found = re.search(r"I/O error: (.+) \(os error \d+\)", str(error))
-    return found[1] if found and type(error).__name__ == "SafetensorError" else None
+        reason = error.strerror or type(error).__name__
+    else:
+        # safetensors puts it into an error of its own: "... I/O error: No space left on device (os error 28)"
+        found = re.search(r"I/O error: (.+) \(os error \d+\)", str(error))
+        if found is None or type(error).__name__ != "SafetensorError":
+            return
+        reason = found[1]
+    raise VoxelFMError(f"{path} cannot be written: {reason}") from None
 
 
 def _umask() -> int:

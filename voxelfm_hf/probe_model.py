@@ -13,6 +13,7 @@ from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMImageProcessor
 from voxelfm_hf.modeling.modeling_voxelfm_classifier import VoxelFMForImageClassification
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
+from voxelfm_hf.release.folder import PLACEHOLDER
 from voxelfm_hf.volumes.errors import ModelError
 
 # How scans were taken, in a probe's `processor` beside the processor's own settings.
@@ -111,11 +112,10 @@ def save_classifier(probe: str | Path, out: str | Path, *, model: str | Path | N
 
 def whole_card(card: str) -> str:
     """The card of a probe for the model that holds its backbone too: how it is called differs."""
-    place = "THIS_FOLDER_OR_REPOSITORY"
-    card = re.sub(rf"(voxelfm predict SCAN --probe {place}) --model \S+", r"\1", card)
+    card = re.sub(rf"(voxelfm predict SCAN --probe {PLACEHOLDER}) --model \S+", r"\1", card)
     code = (
         f"In Python, backbone and head in one:\n\n```python\nimport voxelfm_hf\nfrom transformers import pipeline\n\n"
-        f'pipeline("ct-classification", model="{place}")("chest.nii.gz")\n```\n'
+        f'pipeline("ct-classification", model="{PLACEHOLDER}")("chest.nii.gz")\n```\n'
     )
     return re.sub(r"From features of the same backbone:\n+```python\n.*?\n```\n", lambda _: code, card, flags=re.S)
 

@@ -125,9 +125,10 @@ def _lesions(labels: LabelTable, tasks: list[Task], edge_mm: float, each: int) -
     for row, place, diameter in zip(rows, places, labels.column("lesion_diameter_mm"), strict=True):
         scan = tasks[row].scan
         rng = np.random.default_rng([_CUBES, *scan.identifier.encode()])
+        low, high = extent_lps(scan.path)
         regions = []
         for number in range(each):
-            x, y, z = cube_round(place, diameter, edge_mm, *extent_lps(scan.path), rng).tolist()
+            x, y, z = cube_round(place, diameter, edge_mm, low, high, rng).tolist()
             regions.append(Region(f"{scan.identifier}-cube{number}", (x, y, z), edge_mm))
         found.append(Task(scan, tuple(regions)))
     repeated = labels.take(np.repeat(np.arange(len(labels)), each))

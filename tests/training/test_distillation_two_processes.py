@@ -1,18 +1,17 @@
 """Two gloo processes against one process that holds both halves of the batch."""
 
 import os
-import socket
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from tests.two_processes import in_two_processes
 from voxelfm_hf.modeling.configuration_voxelfm import VoxelFMConfig
 from voxelfm_hf.training.self_distillation import HeadSettings, LossSettings, Student, Teacher
 
@@ -56,32 +55,27 @@ def run_steps(student: Student, wrapped: torch.nn.Module, teacher: Teacher, batc
     return {key: (value.full_tensor() if isinstance(value, DTensor) else value).clone() for key, value in state.items()}
 
 
-def run_rank(rank: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def run_rank(folder: Path) -> None:
+    rank = int(os.environ["RANK"])
+    dist.init_process_group("gloo")
     for targets in ("centring", "sinkhorn"):
         student, teacher = make_pair(targets)
         state = run_steps(student, DistributedDataParallel(student), teacher, make_half(rank))
-        torch.save(state, Path(folder) / f"{targets}{rank}.pt")
+        torch.save(state, folder / f"{targets}{rank}.pt")
     student, teacher = make_pair("centring")
     for layer in student.backbone.layers:
         fully_shard(layer, mesh=init_device_mesh("cpu", (2,)))
     fully_shard(student, mesh=init_device_mesh("cpu", (2,)))
-    torch.save(run_steps(student, student, teacher, make_half(rank)), Path(folder) / f"sharded{rank}.pt")
+    torch.save(run_steps(student, student, teacher, make_half(rank)), folder / f"sharded{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
-    # Threads of the sharded mesh's own groups may still run; taking them down at exit can abort the process.
-    os._exit(0)
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the state of both ranks after a run of two processes."""
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(run_rank, args=(port, str(folder)), nprocs=2)
+    in_two_processes(run_rank, folder)
     return folder
 
 

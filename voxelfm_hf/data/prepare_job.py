@@ -279,7 +279,7 @@ def _run_in_processes(
                 marker = Path(settings.work_folder) / job.name
                 item = marker.read_text(encoding="utf-8") if marker.exists() else None
                 if item is None or item in dead:
-                    result.failed[item or f"job {job.name}"] = _DIED
+                    result.failed[f"job {job.name}"] = _DIED
                 else:
                     dead.add(item)
                     again.append(job)

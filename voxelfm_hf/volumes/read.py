@@ -64,9 +64,7 @@ def read_volume(
     except MemoryError:
         raise ScanError(f"{path}: there is not enough memory for this scan; free memory or crop the scan.") from None
     except OSError as error:
-        raise ScanError(
-            f"{path}: it cannot be read ({error.strerror or 'input/output error'}); check it and its disk."
-        ) from None
+        raise _unreadable(path, error) from None
 
 
 def list_series(path: str | os.PathLike[str]) -> list[SeriesFacts]:
@@ -89,9 +87,11 @@ def list_series(path: str | os.PathLike[str]) -> list[SeriesFacts]:
     try:
         return list_dicom_series(path)
     except OSError as error:
-        raise ScanError(
-            f"{path}: it cannot be read ({error.strerror or 'input/output error'}); check it and its disk."
-        ) from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> ScanError:
+    return ScanError(f"{path}: it cannot be read ({error.strerror or 'input/output error'}); check it and its disk.")
 
 
 def _kind_of(path: Path) -> str:
@@ -114,7 +114,7 @@ def _kind_of(path: Path) -> str:
     except PermissionError:
         raise ScanError(f"{path}: no permission to read it; change its permissions.") from None
     except OSError as error:
-        raise ScanError(f"{path}: it cannot be read ({error.strerror}); check it and its disk.") from None
+        raise _unreadable(path, error) from None
     return _kind_of_bytes(path, head)
 
 
