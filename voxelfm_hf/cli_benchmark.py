@@ -19,7 +19,7 @@ def benchmark(
 
     Writes results.csv, results.md, results.json, comparisons.csv, plots and the predictions of every probe. Finished
     parts are kept: run the same command again after an interruption. Packaged recipes: lidc, lidc_finetuning, openkbp,
-    phantoms, phantom_lesions, reports, and one for each published data set.
+    openkbp_centres, phantoms, phantom_lesions, reports, and one for each published data set.
 
     Example: voxelfm benchmark lidc --data ct --quick --out benchmark-lidc
     """
