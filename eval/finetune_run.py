@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from voxelfm_hf.eval.labels import LabelTable
-from voxelfm_hf.eval.probe_run import save_probe
+from voxelfm_hf.eval.probes.run import save_probe
 from voxelfm_hf.eval.tasks import load_task
 from voxelfm_hf.eval.tasks.data import TaskData
 from voxelfm_hf.features import EmbedOptions, Task, embed_scans, process_state
@@ -24,13 +24,13 @@ from voxelfm_hf.memory import peak_memory_bytes, reset_peak_memory
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.recipes import to_values
 from voxelfm_hf.store import FeatureStore
-from voxelfm_hf.training.finetune import finetune
-from voxelfm_hf.training.finetune_features import backbone_features
-from voxelfm_hf.training.finetune_files import ADAPTER, MODEL, PROBE, save_backbone
-from voxelfm_hf.training.finetune_settings import Finetuned, FinetuneSettings
-from voxelfm_hf.training.input_cache import InputCache, prepare_inputs
-from voxelfm_hf.training.probe_data import ProbeFeatures, ProbeJob
-from voxelfm_hf.training.probe_settings import ProbeSettings
+from voxelfm_hf.training.finetune.features import backbone_features
+from voxelfm_hf.training.finetune.files import ADAPTER, MODEL, PROBE, save_backbone
+from voxelfm_hf.training.finetune.input_cache import InputCache, prepare_inputs
+from voxelfm_hf.training.finetune.loop import finetune
+from voxelfm_hf.training.finetune.settings import Finetuned, FinetuneSettings
+from voxelfm_hf.training.probe.data import ProbeFeatures, ProbeJob
+from voxelfm_hf.training.probe.settings import ProbeSettings
 from voxelfm_hf.volumes.errors import RecipeError, VoxelFMError
 
 PATCH_HEADS = ("pooler", "position", "subpatch", "decoder")

@@ -1,8 +1,8 @@
 """The embedded small model from its run: `python -m voxelfm_hf.eval.tiny_release RUN --results DIR --out ASSETS`.
 
-RUN is a run folder of `voxelfm_hf.training.pretrain` on the data of `voxelfm_hf.training.tiny_data`; DIR holds what
-`voxelfm_hf.eval.learned` wrote for its teacher, with and without `--curve`. What the card says is kept in its
-card.json: `python -m voxelfm_hf.eval.tiny_release ASSETS` renders the card again, where its template has changed.
+RUN is a run folder of `voxelfm_hf.training.pretrain` on the data of `voxelfm_hf.training.pretrain.tiny_data`; DIR
+holds what `voxelfm_hf.eval.learned` wrote for its teacher, with and without `--curve`. What the card says is kept in
+its card.json: `python -m voxelfm_hf.eval.tiny_release ASSETS` renders the card again, where its template has changed.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from huggingface_hub import ModelCard
 from voxelfm_hf.cards import backbone_card
 from voxelfm_hf.files import written_file, written_folder
 from voxelfm_hf.hub import load
-from voxelfm_hf.training.tiny_data import SOURCES
+from voxelfm_hf.training.pretrain.tiny_data import SOURCES
 from voxelfm_hf.volumes.errors import ModelError, VoxelFMError
 
 MAX_MEGABYTES = 8
@@ -30,7 +30,7 @@ FACTS = "card.json"
 # What a user's chest CT is scaled down to, so that it embeds in seconds on two cores.
 MAX_PATCHES = 4000
 COMMANDS = (
-    "python -m voxelfm_hf.training.tiny_data CT --out DATA",
+    "python -m voxelfm_hf.training.pretrain.tiny_data CT --out DATA",
     "accelerate launch -m voxelfm_hf.training.pretrain DATA/recipe.yaml --output_dir RUN",
 )
 SUMMARY = (

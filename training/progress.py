@@ -5,7 +5,7 @@ import time
 
 from tqdm import tqdm
 
-from voxelfm_hf.training.step import StepResult
+from voxelfm_hf.training.pretrain.step import StepResult
 
 logger = logging.getLogger(__name__)
 

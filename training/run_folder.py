@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from voxelfm_hf.files import written_file
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMImageProcessor
 from voxelfm_hf.recipes import load_recipe, save_recipe, to_values
-from voxelfm_hf.training.pretrain_recipe import PretrainRecipe
+from voxelfm_hf.training.pretrain.recipe import PretrainRecipe
 from voxelfm_hf.volumes.errors import RecipeError
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMGeometry
-from voxelfm_hf.picture_layers import patch_slice
+from voxelfm_hf.pictures.layers import patch_slice
 from voxelfm_hf.volumes import Volume
 
 Box = tuple[tuple[float, float, float], tuple[float, float, float]]

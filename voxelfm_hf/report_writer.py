@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from voxelfm_hf.cards import PARTS_CONTAINED, PARTS_NAMED
-from voxelfm_hf.data.report_reduction import reduce_report
+from voxelfm_hf.data.reports.reduction import reduce_report
 from voxelfm_hf.features import DTYPES
 from voxelfm_hf.files import written_folder
 from voxelfm_hf.hub import EMBEDDED, load, resolve_model, weight_hash

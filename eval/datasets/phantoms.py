@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from voxelfm_hf.data.phantom import LABELS
-from voxelfm_hf.data.phantom_set import FIRST_SEED, SHAPE, write_phantom_set
+from voxelfm_hf.data.phantom.scan_set import FIRST_SEED, SHAPE, write_phantom_set
 from voxelfm_hf.eval.datasets import About, BenchmarkData
 from voxelfm_hf.eval.datasets.geometry import cube_round, extent_lps
 from voxelfm_hf.eval.labels import LabelTable, read_labels
@@ -24,7 +24,7 @@ from voxelfm_hf.scan_list import Region, Scan
 
 ABOUT = About(
     title="synthetic chests (voxelfm_hf phantoms)",
-    where="python -m voxelfm_hf.data.phantom_set OUT",
+    where="python -m voxelfm_hf.data.phantom OUT",
     licence="Apache-2.0",
     citation="none: synthetic, made by voxelfm_hf",
     layout="labels.csv, images/*.nii.gz and, with masks, masks/*.nii.gz",

@@ -6,7 +6,7 @@ import numpy as np
 
 from voxelfm_hf.eval.encoders.base import Encoded, EncoderSetup, VolumeEncoder
 from voxelfm_hf.eval.encoders.cubes import Preparation
-from voxelfm_hf.eval.learned_features import histogram
+from voxelfm_hf.eval.learned.features import histogram
 from voxelfm_hf.scan_list import Region
 from voxelfm_hf.volumes import Volume
 

@@ -2,7 +2,7 @@
 
 from voxelfm_hf.eval.encoders.base import EncoderSetup
 from voxelfm_hf.eval.encoders.voxelfm import VoxelFMEncoder
-from voxelfm_hf.eval.learned_features import untrained_model
+from voxelfm_hf.eval.learned.features import untrained_model
 from voxelfm_hf.hub import resolve_model
 
 

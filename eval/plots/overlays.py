@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from voxelfm_hf.picture_layers import WINDOWS_HU, LabelLayer
-from voxelfm_hf.picture_sheet import PLANES, Sheet
 from voxelfm_hf.pictures import save_figure, slice_image
+from voxelfm_hf.pictures.layers import WINDOWS_HU, LabelLayer
+from voxelfm_hf.pictures.sheet import PLANES, Sheet
 from voxelfm_hf.volumes import ScanError, Volume
 
 if TYPE_CHECKING:
-    from voxelfm_hf.picture_sheet import Panel, Plane
+    from voxelfm_hf.pictures.sheet import Panel, Plane
 
 BODY_HU, MARGIN_MM = -500, 10.0
 SURROUNDINGS_MM = 20.0

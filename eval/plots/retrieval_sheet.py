@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from voxelfm_hf.eval.plots.style import plain, save
-from voxelfm_hf.picture_layers import WINDOWS_HU
-from voxelfm_hf.picture_sheet import PLANES
 from voxelfm_hf.pictures import body_centre, slice_image
+from voxelfm_hf.pictures.layers import WINDOWS_HU
+from voxelfm_hf.pictures.sheet import PLANES
 from voxelfm_hf.volumes import Volume
 
 MATCH, MISS, QUERY, PAGE, TEXT = "#56B4E9", "#D55E00", "#f0f0f0", "#0d0f12", "#c9d1d9"

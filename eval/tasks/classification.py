@@ -15,8 +15,8 @@ from voxelfm_hf.eval.tasks.fitting import fit_columns, probe_outputs
 from voxelfm_hf.eval.tasks.neighbours import NEIGHBOURS, fit_neighbours
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.store import FeatureStore
-from voxelfm_hf.training.calibration import choose_threshold, fit_temperature
-from voxelfm_hf.training.probe_settings import ProbeSettings
+from voxelfm_hf.training.probe.calibration import choose_threshold, fit_temperature
+from voxelfm_hf.training.probe.settings import ProbeSettings
 from voxelfm_hf.volumes.errors import LabelError
 
 PATCH_HEADS = ("pooler",)

@@ -11,7 +11,7 @@ from voxelfm_hf.eval.labels import LabelTable, match_to_store
 from voxelfm_hf.eval.measures import bands
 from voxelfm_hf.eval.splits import patient_groups, split_rows
 from voxelfm_hf.store import FeatureStore
-from voxelfm_hf.training.probe_data import ProbeFeatures
+from voxelfm_hf.training.probe.data import ProbeFeatures
 from voxelfm_hf.volumes.errors import StoreError
 
 # Columns that are scored by subgroup when a table has them, and the edges of the bands of the numeric ones.

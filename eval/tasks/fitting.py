@@ -10,9 +10,9 @@ from voxelfm_hf.eval.tasks.data import TaskData
 from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.training.probe import fit_probes, make_probe
-from voxelfm_hf.training.probe_data import ProbeFeatures, ProbeJob
-from voxelfm_hf.training.probe_settings import DEFAULT_SETTINGS, FittedProbe, ProbeSettings
-from voxelfm_hf.training.probe_stacks import padded
+from voxelfm_hf.training.probe.data import ProbeFeatures, ProbeJob
+from voxelfm_hf.training.probe.settings import DEFAULT_SETTINGS, FittedProbe, ProbeSettings
+from voxelfm_hf.training.probe.stacks import padded
 from voxelfm_hf.volumes.errors import LabelError, ModelError
 
 

@@ -8,10 +8,10 @@ import numpy as np
 from voxelfm_hf.eval.splits import training_subset
 from voxelfm_hf.eval.tasks.data import TaskData
 from voxelfm_hf.eval.tasks.fitting import probe_config, why_unfit
-from voxelfm_hf.training.calibration import choose_threshold, fit_temperature
 from voxelfm_hf.training.probe import fit_probes, probe_logits
-from voxelfm_hf.training.probe_data import ProbeJob
-from voxelfm_hf.training.probe_settings import ProbeSettings
+from voxelfm_hf.training.probe.calibration import choose_threshold, fit_temperature
+from voxelfm_hf.training.probe.data import ProbeJob
+from voxelfm_hf.training.probe.settings import ProbeSettings
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from voxelfm_hf.eval.tasks.fitting import fit_columns, probe_outputs
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.modeling.probe_heads_voxelfm import pooled_grid
 from voxelfm_hf.store import FeatureStore
-from voxelfm_hf.training.probe_settings import ProbeSettings
+from voxelfm_hf.training.probe.settings import ProbeSettings
 from voxelfm_hf.volumes.errors import LabelError
 
 # Patches that a scan is localised on, as many as a published crop has; their attention grows with the square.

@@ -12,8 +12,8 @@ from voxelfm_hf.eval.tasks.data import TaskData, open_data
 from voxelfm_hf.eval.tasks.fitting import fit_columns, probe_outputs
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.store import FeatureStore
-from voxelfm_hf.training.calibration import interval_half_width
-from voxelfm_hf.training.probe_settings import ProbeSettings
+from voxelfm_hf.training.probe.calibration import interval_half_width
+from voxelfm_hf.training.probe.settings import ProbeSettings
 
 PATCH_HEADS = ("pooler",)
 

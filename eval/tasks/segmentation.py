@@ -16,8 +16,8 @@ from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.modeling.probe_heads_voxelfm import patch_positions
 from voxelfm_hf.store import FeatureStore
 from voxelfm_hf.tiles import tile_places, tile_weights
-from voxelfm_hf.training.probe_data import ProbeFeatures
-from voxelfm_hf.training.probe_settings import ProbeSettings
+from voxelfm_hf.training.probe.data import ProbeFeatures
+from voxelfm_hf.training.probe.settings import ProbeSettings
 from voxelfm_hf.volumes import Volume, read_volume
 from voxelfm_hf.volumes.errors import LabelError
 

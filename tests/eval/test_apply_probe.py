@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from voxelfm_hf.data.phantom import make_phantom
-from voxelfm_hf.eval.apply_probe import ProbeReader
 from voxelfm_hf.eval.labels import read_labels
+from voxelfm_hf.eval.probes.apply import ProbeReader
 from voxelfm_hf.eval.tasks import load_task
 from voxelfm_hf.features import EmbedOptions, Task, embed_scans
 from voxelfm_hf.modeling.configuration_voxelfm import VoxelFMConfig
@@ -17,7 +17,7 @@ from voxelfm_hf.modeling.modeling_voxelfm import VoxelFMModel
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.scan_list import Region, list_scans
 from voxelfm_hf.store import FeatureStore
-from voxelfm_hf.training.probe_settings import ProbeSettings
+from voxelfm_hf.training.probe.settings import ProbeSettings
 from voxelfm_hf.volumes import read_volume
 from voxelfm_hf.volumes.errors import ModelError
 

@@ -13,13 +13,13 @@ import yaml
 from sklearn.metrics import r2_score, roc_auc_score
 from typer.testing import CliRunner
 
-import voxelfm_hf.eval.benchmark as engine
+import voxelfm_hf.eval.benchmark.grid as engine
 from voxelfm_hf.cli import app
-from voxelfm_hf.eval.benchmark import cell_path, run_benchmark
-from voxelfm_hf.eval.benchmark_recipe import BenchmarkRecipe, TaskRecipe, read_recipe
-from voxelfm_hf.eval.benchmark_references import with_reference
-from voxelfm_hf.eval.benchmark_report import RESULT_FIELDS, write_benchmark
-from voxelfm_hf.eval.benchmark_results import score_benchmark
+from voxelfm_hf.eval.benchmark.grid import cell_path, run_benchmark
+from voxelfm_hf.eval.benchmark.recipe import BenchmarkRecipe, TaskRecipe, read_recipe
+from voxelfm_hf.eval.benchmark.references import with_reference
+from voxelfm_hf.eval.benchmark.results import score_benchmark
+from voxelfm_hf.eval.benchmark.tables import RESULT_FIELDS, write_benchmark
 from voxelfm_hf.eval.datasets import About, BenchmarkData, dataset_names
 from voxelfm_hf.eval.delong import delong_test
 from voxelfm_hf.eval.labels import LabelTable
@@ -29,7 +29,7 @@ from voxelfm_hf.features import Task
 from voxelfm_hf.modeling.probe_heads_voxelfm import pooled_grid
 from voxelfm_hf.recipes import to_recipe
 from voxelfm_hf.scan_list import Scan
-from voxelfm_hf.training.probe_data import ProbeFeatures
+from voxelfm_hf.training.probe.data import ProbeFeatures
 from voxelfm_hf.volumes.errors import RecipeError
 
 COUNT = 240
@@ -457,8 +457,8 @@ def test_the_command(tmp_path, monkeypatch):
     data = made_data(tmp_path)
     about = About("made", "example.org", "none", "nobody", "labels.csv")
     module = SimpleNamespace(read=lambda folder, edge_mm=1.0: data, ABOUT=about)
-    monkeypatch.setattr("voxelfm_hf.eval.benchmark_run.load_dataset", lambda name: module)
-    monkeypatch.setattr("voxelfm_hf.eval.benchmark_card.load_dataset", lambda name: module)
+    monkeypatch.setattr("voxelfm_hf.eval.benchmark.run.load_dataset", lambda name: module)
+    monkeypatch.setattr("voxelfm_hf.eval.benchmark.card.load_dataset", lambda name: module)
     values = {
         "data": "lidc",
         "title": "made",
@@ -493,8 +493,8 @@ def test_a_recipe_of_reports_goes_to_its_own_runner(tmp_path, monkeypatch):
         called.append((path, data, out, quick))
         return SimpleNamespace(tables=["a table"], failures=[])
 
-    monkeypatch.setitem(__import__("sys").modules, "voxelfm_hf.eval.report_benchmark", SimpleNamespace(run=run))
-    monkeypatch.setattr("voxelfm_hf.eval.report_benchmark", SimpleNamespace(run=run), raising=False)
+    monkeypatch.setitem(__import__("sys").modules, "voxelfm_hf.eval.reports.benchmark", SimpleNamespace(run=run))
+    monkeypatch.setattr("voxelfm_hf.eval.reports.benchmark", SimpleNamespace(run=run), raising=False)
     (tmp_path / "r.yaml").write_text("reports: {}\n")
     found = CliRunner().invoke(app, ["benchmark", str(tmp_path / "r.yaml"), "--quick", "--out", str(tmp_path / "out")])
     assert found.exit_code == 0, found.output

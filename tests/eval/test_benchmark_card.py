@@ -7,12 +7,12 @@ import pytest
 from huggingface_hub import DatasetCard
 from sklearn.metrics import roc_auc_score
 
-from voxelfm_hf.eval.benchmark import run_benchmark
-from voxelfm_hf.eval.benchmark_card import write_report
-from voxelfm_hf.eval.benchmark_figures import FinishedBenchmark
-from voxelfm_hf.eval.benchmark_recipe import BenchmarkRecipe
-from voxelfm_hf.eval.benchmark_report import write_benchmark
-from voxelfm_hf.eval.benchmark_results import score_benchmark
+from voxelfm_hf.eval.benchmark.card import write_report
+from voxelfm_hf.eval.benchmark.figures import FinishedBenchmark
+from voxelfm_hf.eval.benchmark.grid import run_benchmark
+from voxelfm_hf.eval.benchmark.recipe import BenchmarkRecipe
+from voxelfm_hf.eval.benchmark.results import score_benchmark
+from voxelfm_hf.eval.benchmark.tables import write_benchmark
 from voxelfm_hf.eval.datasets import BenchmarkData
 from voxelfm_hf.eval.labels import LabelTable
 from voxelfm_hf.features import Task

@@ -9,7 +9,9 @@ from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.metrics import r2_score
 from typer.testing import CliRunner
 
-from voxelfm_hf.eval.confound_probes import (
+from voxelfm_hf.eval.confounds.check import _chance, measure_confounds
+from voxelfm_hf.eval.confounds.erasure import fit_erasure
+from voxelfm_hf.eval.confounds.probes import (
     STRENGTHS,
     _ridge_path,
     erase_acquisition,
@@ -18,8 +20,6 @@ from voxelfm_hf.eval.confound_probes import (
     read_acquisition,
     ridge,
 )
-from voxelfm_hf.eval.confounds import _chance, measure_confounds
-from voxelfm_hf.eval.erasure import fit_erasure
 from voxelfm_hf.eval.labels import LabelTable, read_labels
 from voxelfm_hf.store import FeatureStore, StoreWriter
 from voxelfm_hf.volumes.errors import LabelError
@@ -234,7 +234,7 @@ def test_confounds_of_features_of_known_make_up(made):
 
 
 def test_the_eraser_sees_no_test_row(made, monkeypatch):
-    from voxelfm_hf.eval import confounds
+    from voxelfm_hf.eval.confounds import check as confounds
 
     seen = []
     original = confounds.erase_acquisition

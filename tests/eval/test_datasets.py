@@ -14,7 +14,7 @@ import SimpleITK
 
 from voxelfm_hf.data.phantom import make_phantom
 from voxelfm_hf.data.write_scan import write_dicom_series, write_nifti
-from voxelfm_hf.eval.benchmark_recipe import read_recipe
+from voxelfm_hf.eval.benchmark.recipe import read_recipe
 from voxelfm_hf.eval.datasets import About, BenchmarkData, dataset_names, load_dataset
 from voxelfm_hf.eval.datasets.geometry import mask_centre, mask_centroids
 from voxelfm_hf.eval.datasets.phantoms import LESION_POSITION

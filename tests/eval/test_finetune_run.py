@@ -7,21 +7,21 @@ from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
 from tests.training.small_tuning import SCANS, make_tuning
-from voxelfm_hf.eval.apply_probe import ProbeReader
-from voxelfm_hf.eval.benchmark import run_benchmark
-from voxelfm_hf.eval.benchmark_recipe import BenchmarkRecipe
-from voxelfm_hf.eval.benchmark_report import write_benchmark
-from voxelfm_hf.eval.benchmark_results import score_benchmark
+from voxelfm_hf.eval.benchmark.grid import run_benchmark
+from voxelfm_hf.eval.benchmark.recipe import BenchmarkRecipe
+from voxelfm_hf.eval.benchmark.results import score_benchmark
+from voxelfm_hf.eval.benchmark.tables import write_benchmark
 from voxelfm_hf.eval.datasets import BenchmarkData
 from voxelfm_hf.eval.finetune_run import Tuner
 from voxelfm_hf.eval.labels import LabelTable, read_labels
-from voxelfm_hf.eval.probe_run import fit_and_evaluate
+from voxelfm_hf.eval.probes.apply import ProbeReader
+from voxelfm_hf.eval.probes.run import fit_and_evaluate
 from voxelfm_hf.eval.tasks import classification, survival
 from voxelfm_hf.features import EmbedOptions, Task, embed_scans
 from voxelfm_hf.recipes import to_recipe
 from voxelfm_hf.scan_list import Scan
 from voxelfm_hf.store import FeatureStore
-from voxelfm_hf.training.finetune_settings import FinetuneSettings
+from voxelfm_hf.training.finetune.settings import FinetuneSettings
 from voxelfm_hf.volumes import read_volume
 
 SETTINGS = FinetuneSettings(epochs=1, batch_size=10, learning_rate=5e-4)

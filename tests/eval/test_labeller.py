@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import f1_score, precision_score, recall_score
 
 from voxelfm_hf.eval.labeller import FINDINGS, label_report, label_report_with_evidence, label_reports
-from voxelfm_hf.eval.labeller_files import label_csv, macro_f1, measure_csv, score_labels, scores_table
+from voxelfm_hf.eval.labeller.tables import label_csv, macro_f1, measure_csv, score_labels, scores_table
 from voxelfm_hf.volumes.errors import LabelError
 
 MATERIAL, ARTERY, CARDIOMEGALY, PERICARDIAL, CORONARY, HERNIA = FINDINGS[:6]

@@ -10,19 +10,19 @@ import torch
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from voxelfm_hf.data.phantom import make_phantom
-from voxelfm_hf.data.phantom_facts import LESION_TYPES
+from voxelfm_hf.data.phantom.facts import LESION_TYPES
 from voxelfm_hf.data.write_scan import write_nifti
-from voxelfm_hf.eval import learned
-from voxelfm_hf.eval.learned_cases import CaseSet, lesion_cases, mask_centre, nodule_cases, organ_cases
-from voxelfm_hf.eval.learned_features import (
+from voxelfm_hf.eval.learned import comparison as learned
+from voxelfm_hf.eval.learned.cases import CaseSet, lesion_cases, mask_centre, nodule_cases, organ_cases
+from voxelfm_hf.eval.learned.features import (
     centre_slices,
     histogram,
     histogram_features,
     model_features,
     untrained_model,
 )
-from voxelfm_hf.eval.learned_report import write_curve, write_results
-from voxelfm_hf.eval.linear_probe import out_of_fold
+from voxelfm_hf.eval.learned.linear_probe import out_of_fold
+from voxelfm_hf.eval.learned.results import write_curve, write_results
 from voxelfm_hf.features import Task
 from voxelfm_hf.hub import load, weight_hash
 from voxelfm_hf.modeling.configuration_voxelfm import VoxelFMConfig

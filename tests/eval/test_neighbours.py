@@ -8,7 +8,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from voxelfm_hf.eval.tasks import classification
 from voxelfm_hf.eval.tasks.data import TaskData
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
-from voxelfm_hf.training.probe_data import ProbeFeatures
+from voxelfm_hf.training.probe.data import ProbeFeatures
 from voxelfm_hf.volumes.errors import LabelError
 
 

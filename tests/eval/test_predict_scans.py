@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from voxelfm_hf import VoxelFMConfig, VoxelFMImageProcessor, VoxelFMModel
-from voxelfm_hf.eval.apply_probe import ProbeReader
-from voxelfm_hf.eval.predict_scans import predict_scans
+from voxelfm_hf.eval.probes.apply import ProbeReader
+from voxelfm_hf.eval.probes.predict_scans import predict_scans
 from voxelfm_hf.features import Task
 from voxelfm_hf.hub import weight_hash
 from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig

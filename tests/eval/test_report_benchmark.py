@@ -11,9 +11,9 @@ import pytest
 
 from tests.eval.report_world import write_bases, write_data
 from voxelfm_hf.data.write_scan import write_nifti
-from voxelfm_hf.eval import report_benchmark
-from voxelfm_hf.eval.report_agreement import compare_with_probe, finding_of
-from voxelfm_hf.eval.report_baselines import constant_report, retrieved_reports
+from voxelfm_hf.eval.reports import benchmark as report_benchmark
+from voxelfm_hf.eval.reports.agreement import compare_with_probe, finding_of
+from voxelfm_hf.eval.reports.baselines import constant_report, retrieved_reports
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMGeometry
 from voxelfm_hf.report_writer import ReportWriter, patch_map
 from voxelfm_hf.volumes import Volume

@@ -7,7 +7,7 @@ import pytest
 
 from voxelfm_hf.eval.labeller import FINDINGS
 from voxelfm_hf.eval.metrics.text import bleu_counts, corpus_bleu, meteor, rouge_l, words
-from voxelfm_hf.eval.report_scores import (
+from voxelfm_hf.eval.reports.scores import (
     MACRO,
     VISIBLE,
     compare_reports,
@@ -149,7 +149,7 @@ def test_the_metric_loads_by_path_and_agrees():
 
 
 def test_templates_are_read_back_by_the_labeller():
-    module = importlib.import_module("voxelfm_hf.eval.report_baselines")
+    module = importlib.import_module("voxelfm_hf.eval.reports.baselines")
     from voxelfm_hf.eval.labeller import label_report
 
     for finding in FINDINGS:

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from voxelfm_hf.eval import scan_index
-from voxelfm_hf.eval.scan_index import ScanIndex
+from voxelfm_hf.eval.search import index as scan_index
+from voxelfm_hf.eval.search.index import ScanIndex
 
 pytest.importorskip("faiss", reason="faiss-cpu is not installed")
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from voxelfm_hf import VoxelFMConfig, VoxelFMImageProcessor, VoxelFMModel, read_volume
-from voxelfm_hf.eval.search_store import query_vector, stored_vector
+from voxelfm_hf.eval.search.query import query_vector, stored_vector
 from voxelfm_hf.features import EmbedOptions, Task, embed_scans
 from voxelfm_hf.scan_list import Region, list_scans
 from voxelfm_hf.store import FeatureStore

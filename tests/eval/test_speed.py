@@ -8,8 +8,10 @@ import torch
 from typer.testing import CliRunner
 
 from voxelfm_hf import memory
-from voxelfm_hf.eval import speed_model, speed_prepare, timing
-from voxelfm_hf.eval.speed import app
+from voxelfm_hf.eval.speed import model as speed_model
+from voxelfm_hf.eval.speed import prepare as speed_prepare
+from voxelfm_hf.eval.speed import timing
+from voxelfm_hf.eval.speed.__main__ import app
 from voxelfm_hf.modeling.background_voxelfm import background_box
 from voxelfm_hf.modeling.configuration_voxelfm import VoxelFMConfig
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMImageProcessor

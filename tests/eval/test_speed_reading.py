@@ -5,8 +5,8 @@ import pydicom.pixels
 import pytest
 from typer.testing import CliRunner
 
-from voxelfm_hf.eval import speed_reading
-from voxelfm_hf.eval.speed import app
+from voxelfm_hf.eval.speed import reading as speed_reading
+from voxelfm_hf.eval.speed.__main__ import app
 from voxelfm_hf.volumes import read_volume
 
 

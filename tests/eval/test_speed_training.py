@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from voxelfm_hf.eval import speed_training
-from voxelfm_hf.training.crops import CropSettings
-from voxelfm_hf.training.pretrain_recipe import ModelSettings, PretrainRecipe, RunSettings
-from voxelfm_hf.training.self_distillation import HeadSettings
+from voxelfm_hf.eval.speed import training as speed_training
+from voxelfm_hf.training.pretrain.crops import CropSettings
+from voxelfm_hf.training.pretrain.recipe import ModelSettings, PretrainRecipe, RunSettings
+from voxelfm_hf.training.pretrain.self_distillation import HeadSettings
 
 
 @pytest.fixture(scope="module")

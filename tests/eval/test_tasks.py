@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from voxelfm_hf.eval.labels import LabelTable, read_labels
-from voxelfm_hf.eval.probe_run import fit_and_evaluate, save_probe
+from voxelfm_hf.eval.probes.run import fit_and_evaluate, save_probe
 from voxelfm_hf.eval.tasks import load_task, task_names
 from voxelfm_hf.eval.tasks.classification import NEIGHBOURS, nearest_neighbours
 from voxelfm_hf.eval.tasks.grid import fit_grid
@@ -18,7 +18,7 @@ from voxelfm_hf.eval.tasks.retrieval import pool_recall
 from voxelfm_hf.eval.tasks.segmentation import on_patch_grid, read_mask
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.store import FeatureStore, StoreWriter
-from voxelfm_hf.training.probe_settings import ProbeSettings
+from voxelfm_hf.training.probe.settings import ProbeSettings
 from voxelfm_hf.volumes import read_volume
 from voxelfm_hf.volumes.errors import LabelError, ModelError, RecipeError, StoreError
 

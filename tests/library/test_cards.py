@@ -16,8 +16,8 @@ from voxelfm_hf import cards
 from voxelfm_hf.card_results import add_model_index, eval_entry, model_index, write_eval_results
 from voxelfm_hf.eval.backbone_scores import score_backbone
 from voxelfm_hf.eval.labels import LabelTable
-from voxelfm_hf.eval.probe_card import ProbeFacts, write_probe_card
-from voxelfm_hf.eval.probe_run import fit_and_evaluate, save_probe
+from voxelfm_hf.eval.probes.card import ProbeFacts, write_probe_card
+from voxelfm_hf.eval.probes.run import fit_and_evaluate, save_probe
 from voxelfm_hf.features import EmbedOptions, Task, embed_scans
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.release.checks import empty_sections

@@ -10,7 +10,7 @@ import pytest
 import SimpleITK
 
 from voxelfm_hf.data.phantom import LABELS, LESION_TYPES, draw_facts, make_phantom
-from voxelfm_hf.data.phantom_scanner import add_scanner, slice_profile
+from voxelfm_hf.data.phantom.scanner import add_scanner, slice_profile
 from voxelfm_hf.data.write_scan import write_dicom_series, write_nifti
 from voxelfm_hf.volumes import ScanError, Volume, VoxelFMError
 

@@ -10,9 +10,9 @@ from lifelines import WeibullAFTFitter
 from lifelines.utils import concordance_index
 
 from voxelfm_hf.data.phantom import LABELS, draw_facts, make_phantom
-from voxelfm_hf.data.phantom_outcome import WEIBULL_SCALE_MONTHS, WEIBULL_SHAPE, draw_outcome, log_risk
-from voxelfm_hf.data.phantom_reports import report_findings, write_impression, write_report
-from voxelfm_hf.data.phantom_set import FIRST_SEED, PhantomScan, main, write_phantom_set
+from voxelfm_hf.data.phantom.outcome import WEIBULL_SCALE_MONTHS, WEIBULL_SHAPE, draw_outcome, log_risk
+from voxelfm_hf.data.phantom.reports import report_findings, write_impression, write_report
+from voxelfm_hf.data.phantom.scan_set import FIRST_SEED, PhantomScan, main, write_phantom_set
 from voxelfm_hf.eval.datasets.phantoms import ACQUISITION, read
 from voxelfm_hf.eval.labeller import FINDINGS, label_report
 from voxelfm_hf.eval.labels import binary_target, number_target, point_target, survival_target

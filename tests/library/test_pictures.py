@@ -9,8 +9,8 @@ from PIL import Image
 from sklearn.decomposition import PCA
 
 from voxelfm_hf.data.phantom import LABELS, make_phantom
-from voxelfm_hf.picture_layers import FeatureLayer, HeatLayer, LabelLayer, principal_colours, window_grey
 from voxelfm_hf.pictures import body_centre, picture_planes, save_figure, save_picture
+from voxelfm_hf.pictures.layers import FeatureLayer, HeatLayer, LabelLayer, principal_colours, window_grey
 from voxelfm_hf.volumes import ScanError, Volume
 
 

@@ -218,9 +218,9 @@ def test_probe_and_backbone_in_one_go_with_the_card_of_the_probe(small_model, tm
 def adapters(tmp_path) -> Path:
     """LoRA adapters of the model inside the package, as fine-tuning leaves them."""
     from voxelfm_hf import load
-    from voxelfm_hf.training.finetune_files import save_finetuned
-    from voxelfm_hf.training.finetune_model import make_trainable
-    from voxelfm_hf.training.finetune_settings import Finetuned, FinetuneSettings
+    from voxelfm_hf.training.finetune.files import save_finetuned
+    from voxelfm_hf.training.finetune.model import make_trainable
+    from voxelfm_hf.training.finetune.settings import Finetuned, FinetuneSettings
 
     backbone, processor = load("tiny")
     backbone = make_trainable(backbone, "lora", FinetuneSettings())
@@ -273,7 +273,7 @@ def test_report_adapter_goes_with_a_language_model_that_others_find(tmp_path):
         assert {"language_model_adapter/adapter_model.safetensors", "tokenizer.json", "LICENSE"} <= set(files)
         code = (
             "from voxelfm_hf.report_writer import ReportWriter\n"
-            "from voxelfm_hf.data.phantom import make_phantom\n"
+            "from voxelfm_hf.data.phantom.chest import make_phantom\n"
             "print(ReportWriter('user/report').write(make_phantom(1, shape=(40, 48, 48)).volume).text)\n"
         )
         assert python(code, environment=environment).isalpha()

@@ -6,17 +6,17 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from voxelfm_hf.data.report_negation import assertion, clauses
-from voxelfm_hf.data.report_phrases import phrase_pattern
-from voxelfm_hf.data.report_reduction import (
+from voxelfm_hf.data.reports import Report, parse_report, read_reports
+from voxelfm_hf.data.reports.negation import assertion, clauses
+from voxelfm_hf.data.reports.phrases import phrase_pattern
+from voxelfm_hf.data.reports.reduction import (
     NO_ABNORMALITY,
     ORGANS,
     format_reduced,
     reduce_report,
     report_target,
 )
-from voxelfm_hf.data.report_text import split_sections, split_sentences
-from voxelfm_hf.data.reports import Report, parse_report, read_reports
+from voxelfm_hf.data.reports.text import split_sections, split_sentences
 from voxelfm_hf.volumes.errors import LabelError
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from voxelfm_hf.data.phantom import make_phantom
 from voxelfm_hf.data.write_scan import write_dicom_series, write_nifti
-from voxelfm_hf.picture_sheet import PLANES
+from voxelfm_hf.pictures.sheet import PLANES
 from voxelfm_hf.space import uploads
 from voxelfm_hf.space.limits import Limits
 from voxelfm_hf.space.scan import PageScan
@@ -227,7 +227,7 @@ def test_a_click_on_a_voxel_of_the_picture_is_that_voxel():
 def test_likeness_finds_the_other_block():
     from types import SimpleNamespace
 
-    from voxelfm_hf.picture_layers import FeatureLayer
+    from voxelfm_hf.pictures.layers import FeatureLayer
 
     scan = block_scan()
     scan.patches = np.random.default_rng(0).normal(0, 0.1, (5, 6, 8, 16)).astype(np.float32)

@@ -15,12 +15,12 @@ from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMImageProcessor
 from voxelfm_hf.modeling.modeling_voxelfm import VoxelFMModel
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.scan_list import Scan
-from voxelfm_hf.training.finetune import finetune
-from voxelfm_hf.training.finetune_features import backbone_features
-from voxelfm_hf.training.finetune_settings import Finetuned
-from voxelfm_hf.training.input_cache import InputCache, prepare_inputs
+from voxelfm_hf.training.finetune.features import backbone_features
+from voxelfm_hf.training.finetune.input_cache import InputCache, prepare_inputs
+from voxelfm_hf.training.finetune.loop import finetune
+from voxelfm_hf.training.finetune.settings import Finetuned
 from voxelfm_hf.training.probe import fit_probes, make_probe
-from voxelfm_hf.training.probe_data import ProbeFeatures, ProbeJob
+from voxelfm_hf.training.probe.data import ProbeFeatures, ProbeJob
 from voxelfm_hf.volumes import Volume
 
 SCANS = 48

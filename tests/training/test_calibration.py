@@ -5,7 +5,12 @@ from lifelines import CoxPHFitter
 from scipy.optimize import minimize_scalar
 from sklearn.metrics import log_loss, roc_curve
 
-from voxelfm_hf.training.calibration import baseline_hazard, choose_threshold, fit_temperature, interval_half_width
+from voxelfm_hf.training.probe.calibration import (
+    baseline_hazard,
+    choose_threshold,
+    fit_temperature,
+    interval_half_width,
+)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from voxelfm_hf.training import crops
+from voxelfm_hf.training.pretrain import crops
 
 SETTINGS = crops.CropSettings(global_size=16, local_size=8, num_locals=3)
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from voxelfm_hf.recipes import load_recipe
-from voxelfm_hf.training.estimate import estimate
-from voxelfm_hf.training.pretrain_recipe import PretrainRecipe, check
-from voxelfm_hf.training.self_distillation import Student, Teacher
+from voxelfm_hf.training.pretrain.estimate import estimate
+from voxelfm_hf.training.pretrain.recipe import PretrainRecipe, check
+from voxelfm_hf.training.pretrain.self_distillation import Student, Teacher
 
 
 def packaged(name: str, *words: str) -> PretrainRecipe:

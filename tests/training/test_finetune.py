@@ -14,13 +14,13 @@ from tests.training.small_tuning import Made, finetuned, make_tuning
 from voxelfm_hf.hub import load, weight_hash
 from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
 from voxelfm_hf.modeling.probe_losses_voxelfm import cox_loss
-from voxelfm_hf.training.finetune import _accelerator, _Run
-from voxelfm_hf.training.finetune_features import backbone_features
-from voxelfm_hf.training.finetune_files import merged, save_finetuned
-from voxelfm_hf.training.finetune_model import encode, make_trainable, trained_state
-from voxelfm_hf.training.finetune_settings import FinetuneSettings, LoraSettings, blocks_of_mode
+from voxelfm_hf.training.finetune.features import backbone_features
+from voxelfm_hf.training.finetune.files import merged, save_finetuned
+from voxelfm_hf.training.finetune.loop import _accelerator, _Run
+from voxelfm_hf.training.finetune.model import encode, make_trainable, trained_state
+from voxelfm_hf.training.finetune.settings import FinetuneSettings, LoraSettings, blocks_of_mode
 from voxelfm_hf.training.probe import fit_probes, make_probe, probe_logits
-from voxelfm_hf.training.probe_data import ProbeJob
+from voxelfm_hf.training.probe.data import ProbeJob
 from voxelfm_hf.volumes.errors import RecipeError, VoxelFMError
 
 QUICK = FinetuneSettings(epochs=2, batch_size=6, micro_batch=4, patience=5)
@@ -354,7 +354,7 @@ def test_segmentation(made):
     annotated = np.array([[True, row % 2 == 0] for row in range(len(made.ids))])
     job = ProbeJob("map", maps, made.job.train[:6], made.job.validation[:2], annotated=annotated.__getitem__)
     features = backbone_features(load(made.model)[0], made.inputs, made.ids, patches=True).standardised(job.train)
-    from voxelfm_hf.training.probe_settings import ProbeSettings
+    from voxelfm_hf.training.probe.settings import ProbeSettings
 
     fits = fit_probes(features, [job], config, settings=ProbeSettings(epochs=1, batch_size=1, evaluate_every=1))
     probe = make_probe(config, fits, features)

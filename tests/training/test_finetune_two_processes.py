@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from tests.training.small_tuning import finetuned, make_tuning
 from tests.two_processes import in_two_processes
 from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
-from voxelfm_hf.training.finetune_settings import FinetuneSettings
+from voxelfm_hf.training.finetune.settings import FinetuneSettings
 from voxelfm_hf.training.probe import fit_probes, make_probe
-from voxelfm_hf.training.probe_data import ProbeJob
+from voxelfm_hf.training.probe.data import ProbeJob
 
 # The last batch of an epoch has one row: one of the processes has none of it.
 SETTINGS = FinetuneSettings(epochs=2, batch_size=19, micro_batch=4, noise=0.1, input_noise=0.05, flip=True)

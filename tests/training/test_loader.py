@@ -10,8 +10,8 @@ import torch
 
 from tests.training.small_shards import write_shards
 from voxelfm_hf.data.stream import SampleStream
-from voxelfm_hf.training.crops import CropSettings, make_views
-from voxelfm_hf.training.loader import make_loader
+from voxelfm_hf.training.pretrain.crops import CropSettings, make_views
+from voxelfm_hf.training.pretrain.loader import make_loader
 
 SETTINGS = CropSettings(global_size=8, local_size=4, num_locals=2)
 

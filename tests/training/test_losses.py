@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from voxelfm_hf.training import losses, targets
+from voxelfm_hf.training.pretrain import losses, targets
 
 
 def cross_entropy(rows, prototypes, target, row_weights, **options) -> torch.Tensor:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voxelfm_hf.training.masking import MaskSource, block_masks
+from voxelfm_hf.training.pretrain.masking import MaskSource, block_masks
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch
 from voxelfm_hf.modeling.configuration_voxelfm import VoxelFMConfig
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMImageProcessor
 from voxelfm_hf.modeling.modeling_voxelfm import VoxelFMModel
-from voxelfm_hf.training.online_probe import ProbeSet, load_probe_set, probe_scores, score_features
+from voxelfm_hf.training.pretrain.online_probe import ProbeSet, load_probe_set, probe_scores, score_features
 from voxelfm_hf.volumes.errors import LabelError
 
 PROCESSOR = VoxelFMImageProcessor(patch_size=4, max_patches=100, crop_background=False, pad_thin=True)

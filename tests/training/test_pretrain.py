@@ -16,14 +16,15 @@ from transformers import AutoImageProcessor, AutoModel
 import voxelfm_hf  # noqa: F401  registers the model with the Auto classes
 from tests.training.small_shards import write_shards
 from voxelfm_hf.recipes import to_recipe
-from voxelfm_hf.training import pretrain, run_parts
 from voxelfm_hf.training.checkpoints import Checkpoints
-from voxelfm_hf.training.pretrain_recipe import PretrainRecipe
+from voxelfm_hf.training.pretrain import loop as pretrain
+from voxelfm_hf.training.pretrain import run_parts
+from voxelfm_hf.training.pretrain.recipe import PretrainRecipe
 from voxelfm_hf.volumes.errors import RecipeError, VoxelFMError
 
 KILLED_RUN = """
 import os, signal, sys
-from voxelfm_hf.training import pretrain
+from voxelfm_hf.training.pretrain import loop as pretrain
 step = pretrain.optimiser_step
 def killed(*words, **named):
     if named["step"] == 3:

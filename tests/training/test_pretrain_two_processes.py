@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from tests.training.small_shards import write_shards
 from voxelfm_hf.recipes import to_recipe
-from voxelfm_hf.training import pretrain
-from voxelfm_hf.training.pretrain_recipe import PretrainRecipe
+from voxelfm_hf.training.pretrain import loop as pretrain
+from voxelfm_hf.training.pretrain.recipe import PretrainRecipe
 
 
 class Broken(Exception):

@@ -11,9 +11,9 @@ from sklearn.metrics import log_loss, roc_auc_score
 from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
 from voxelfm_hf.modeling.probe_losses_voxelfm import cox_loss
 from voxelfm_hf.training.probe import fit_probes, make_probe, probe_logits
-from voxelfm_hf.training.probe_data import ProbeFeatures, ProbeJob
-from voxelfm_hf.training.probe_loop import FitGroup
-from voxelfm_hf.training.probe_settings import DEFAULT_SETTINGS, ProbeSettings
+from voxelfm_hf.training.probe.data import ProbeFeatures, ProbeJob
+from voxelfm_hf.training.probe.loop import FitGroup
+from voxelfm_hf.training.probe.settings import DEFAULT_SETTINGS, ProbeSettings
 
 TRAIN, VALIDATION, TEST = np.arange(160), np.arange(160, 220), np.arange(220, 300)
 TO_THE_END = ProbeSettings(

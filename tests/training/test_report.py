@@ -18,9 +18,8 @@ from voxelfm_hf.modeling.modeling_voxelfm_report import VoxelFMForReportGenerati
 from voxelfm_hf.modeling.processing_voxelfm_report import VoxelFMReportProcessor
 from voxelfm_hf.recipes import load_recipe
 from voxelfm_hf.store import StoreWriter
-from voxelfm_hf.training import report as report_module
-from voxelfm_hf.training.report import main, train_reports
-from voxelfm_hf.training.report_data import (
+from voxelfm_hf.training.report import stages as report_module
+from voxelfm_hf.training.report.data import (
     ReportBatches,
     ReportPair,
     collate,
@@ -28,13 +27,14 @@ from voxelfm_hf.training.report_data import (
     read_pairs,
     shuffled_between_scans,
 )
-from voxelfm_hf.training.report_recipe import (
+from voxelfm_hf.training.report.recipe import (
     ReportDataSettings,
     ReportModelSettings,
     ReportRecipe,
     ReportRunSettings,
     StageSettings,
 )
+from voxelfm_hf.training.report.stages import main, train_reports
 from voxelfm_hf.volumes.errors import LabelError, ModelError, RecipeError, VoxelFMError
 
 WIDTH, SCANS = 24, 12
@@ -359,7 +359,7 @@ def test_a_packed_language_model_becomes_a_folder(tmp_path, capsys):
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from voxelfm_hf.training.report_language_model import main as unpack
+    from voxelfm_hf.training.report.language_model import main as unpack
 
     gguf = pytest.importorskip("gguf")
     writer = gguf.GGUFWriter(tmp_path / "small.gguf", "llama")

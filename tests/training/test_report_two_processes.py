@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from tests.eval.report_world import write_bases, write_data
 from tests.two_processes import in_two_processes
 from voxelfm_hf.recipes import load_recipe
-from voxelfm_hf.training.report import train_reports
-from voxelfm_hf.training.report_recipe import ReportRecipe
+from voxelfm_hf.training.report.recipe import ReportRecipe
+from voxelfm_hf.training.report.stages import train_reports
 
 
 def train(folder: Path, out: str, batch_size: int) -> None:

@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from tests.eval.report_world import WIDTH, write_bases, write_data
 from voxelfm_hf.modeling.modeling_voxelfm_report import VoxelFMForReportGeneration
 from voxelfm_hf.recipes import load_recipe
-from voxelfm_hf.training import report_parts
-from voxelfm_hf.training.report import train_reports
-from voxelfm_hf.training.report_recipe import ReportRecipe, StageSettings
-from voxelfm_hf.training.report_words import with_noise, word_targets
+from voxelfm_hf.training.report import parts as report_parts
+from voxelfm_hf.training.report.recipe import ReportRecipe, StageSettings
+from voxelfm_hf.training.report.stages import train_reports
+from voxelfm_hf.training.report.words import with_noise, word_targets
 
 
 @pytest.fixture(scope="module")

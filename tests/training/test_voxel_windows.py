@@ -10,9 +10,9 @@ from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.modeling.probe_heads_voxelfm import patch_positions
 from voxelfm_hf.modeling.probe_losses_voxelfm import dice_loss
 from voxelfm_hf.training.probe import fit_probes, make_probe
-from voxelfm_hf.training.probe_data import ProbeFeatures, ProbeJob
-from voxelfm_hf.training.probe_settings import ProbeSettings
-from voxelfm_hf.training.voxel_windows import random_window
+from voxelfm_hf.training.probe.data import ProbeFeatures, ProbeJob
+from voxelfm_hf.training.probe.settings import ProbeSettings
+from voxelfm_hf.training.probe.voxel_windows import random_window
 
 
 def test_a_window_is_one_place_of_features_positions_and_labels():

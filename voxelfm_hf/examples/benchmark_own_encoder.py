@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from voxelfm_hf.eval.benchmark_run import run_recipe
+from voxelfm_hf.eval.benchmark.run import run_recipe
 from voxelfm_hf.eval.encoders.base import Encoded, EncoderSetup, VolumeEncoder
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMGeometry
 from voxelfm_hf.scan_list import Region

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from voxelfm_hf.data.phantom_set import write_phantom_set
+from voxelfm_hf.data.phantom.scan_set import write_phantom_set
 from voxelfm_hf.features import EmbedOptions, Task, embed_scans
 from voxelfm_hf.hub import embedded_model
 from voxelfm_hf.scan_list import list_scans

@@ -7,10 +7,10 @@ The chests are synthetic, and so is every number. With your own scans: a folder 
 import sys
 from pathlib import Path
 
-from voxelfm_hf.data.phantom_set import write_phantom_set
-from voxelfm_hf.eval.apply_probe import ProbeReader
+from voxelfm_hf.data.phantom.scan_set import write_phantom_set
 from voxelfm_hf.eval.labels import read_labels
-from voxelfm_hf.eval.probe_run import fit_and_evaluate, save_probe
+from voxelfm_hf.eval.probes.apply import ProbeReader
+from voxelfm_hf.eval.probes.run import fit_and_evaluate, save_probe
 from voxelfm_hf.features import EmbedOptions, Task, embed_scans
 from voxelfm_hf.hub import embedded_model
 from voxelfm_hf.scan_list import list_scans

@@ -7,12 +7,12 @@ gives; compare with the frozen features before you believe it (`fine_tuning:` in
 import sys
 from pathlib import Path
 
-from voxelfm_hf.data.phantom_set import write_phantom_set
+from voxelfm_hf.data.phantom.scan_set import write_phantom_set
 from voxelfm_hf.eval.finetune_run import finetune_and_save
 from voxelfm_hf.eval.labels import read_labels
 from voxelfm_hf.features import EmbedOptions, Task
 from voxelfm_hf.scan_list import list_scans
-from voxelfm_hf.training.finetune_settings import FinetuneSettings
+from voxelfm_hf.training.finetune.settings import FinetuneSettings
 
 
 def main(out: str = "example", epochs: str = "3") -> None:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from voxelfm_hf import load, read_volume
-from voxelfm_hf.data.phantom_set import write_phantom_set
+from voxelfm_hf.data.phantom.scan_set import write_phantom_set
 from voxelfm_hf.data.prepare import prepare
 from voxelfm_hf.volumes import find_scans
 

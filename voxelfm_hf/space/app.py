@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from voxelfm_hf.hub import EMBEDDED
-from voxelfm_hf.picture_layers import WINDOWS_HU
-from voxelfm_hf.picture_sheet import PLANES
+from voxelfm_hf.pictures.layers import WINDOWS_HU
+from voxelfm_hf.pictures.sheet import PLANES
 from voxelfm_hf.space.limits import CLAIM_SECONDS, MAX_WAITING, SESSION_SECONDS
 from voxelfm_hf.space.page import Page
 from voxelfm_hf.space.scan import PageScan

@@ -48,7 +48,7 @@ class Page:
         self.held: weakref.WeakSet[PageScan] = weakref.WeakSet()
         self.index = self.reader = self.writer = None
         if store is not None:
-            from voxelfm_hf.eval.scan_index import ScanIndex
+            from voxelfm_hf.eval.search.index import ScanIndex
             from voxelfm_hf.hub import resolve_model, weight_hash
 
             opened = FeatureStore(store)
@@ -58,7 +58,7 @@ class Page:
                 )
             self.index = ScanIndex.of_store(opened)
         if probe is not None:
-            from voxelfm_hf.eval.apply_probe import ProbeReader
+            from voxelfm_hf.eval.probes.apply import ProbeReader
 
             self.reader = ProbeReader(probe, model=model)
         if report is not None:
@@ -108,7 +108,7 @@ class Page:
         """The text of the report model, and rows (finding, in the text, probability, probe) where a probe knows any."""
         if self.writer is None or scan is None:
             return "", []
-        from voxelfm_hf.eval.report_agreement import compare_with_probe
+        from voxelfm_hf.eval.reports.agreement import compare_with_probe
 
         try:
             written = self.writer.write(scan.volume)

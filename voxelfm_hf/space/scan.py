@@ -8,9 +8,9 @@ import numpy as np
 from voxelfm_hf.data.measure import body_region
 from voxelfm_hf.likeness import Box, likeness, patch_at, patch_box, patch_centre
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMGeometry
-from voxelfm_hf.picture_layers import WINDOWS_HU, FeatureLayer, PatchHeatLayer
-from voxelfm_hf.picture_sheet import PLANES
 from voxelfm_hf.pictures import body_centre, slice_image
+from voxelfm_hf.pictures.layers import WINDOWS_HU, FeatureLayer, PatchHeatLayer
+from voxelfm_hf.pictures.sheet import PLANES
 from voxelfm_hf.volumes import Volume
 
 PICTURE_PX = 460  # longer side of a plane

@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from voxelfm_hf.eval.report_scores import MACRO, label_pairs, score_reports
+from voxelfm_hf.eval.reports.scores import MACRO, label_pairs, score_reports
 
 INPUTS = """
 Args:

@@ -1,0 +1,1 @@
+"""Benchmarks: encoders x tasks x label fractions x seeds, from a recipe to tables, figures and a card."""

@@ -1,0 +1,84 @@
+"""The table and the figure of a confound check: confounds.csv, confounds.md, confounds.png."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from voxelfm_hf.eval.confounds.check import FIELDS, Confounds
+from voxelfm_hf.eval.plots.confounds import save_confounds
+from voxelfm_hf.files import written_file
+
+STAGES = ("before", "after", "after, neighbours")
+
+
+def write_confounds(folder: str | Path, found: Confounds, *, encoder: str, run: Mapping[str, Any]) -> Path:
+    """Writes what was found.
+
+    Args:
+        folder: Created when new; earlier files of a check are replaced.
+        found: From `measure_confounds`.
+        encoder: Name of the encoder.
+        run: The store's run.json, for the weight hash.
+
+    Returns:
+        The Markdown file.
+    """
+    folder = Path(folder)
+    with written_file(folder / "confounds.csv") as path, open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ("encoder", *FIELDS))
+        writer.writeheader()
+        writer.writerows({"encoder": encoder, **{key: row.get(key) for key in FIELDS}} for row in found.rows)
+    with written_file(folder / "confounds.json") as path:
+        facts = {"encoder": encoder, "weight_hash": run.get("weight_hash"), "rows": found.rows, "notes": found.notes}
+        path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    save_confounds(folder / "confounds.png", found.rows, encoder=encoder)
+    with written_file(folder / "confounds.md") as path:
+        path.write_text(confounds_markdown(found, encoder=encoder), encoding="utf-8")
+    return folder / "confounds.md"
+
+
+def confounds_markdown(found: Confounds, *, encoder: str) -> str:
+    """The tables of a check."""
+    rank, width = found.rank
+    lines = [
+        f"# Acquisition in the features of {encoder}",
+        "",
+        f"The erasure of {', '.join(found.facts)} takes {rank} of {width} dimensions out. Intervals (95 %) resample "
+        "patients. Acquisition is told out of fold, by probes fitted on other patients than the erasure; task scores "
+        "and retrieval are of the test rows, with the erasure fitted on the training rows.",
+        "",
+        *(f"- {note}" for note in found.notes),
+        "",
+    ]
+    questions = {"acquisition": "How well features tell", "task": "Task", "retrieval": "Retrieval"}
+    for question, name in questions.items():
+        rows = [row for row in found.rows if row["question"] == question]
+        if rows:
+            lines += [*_table(name, rows), ""]
+    lines.append("![figure](confounds.png)")
+    return "\n".join(lines) + "\n"
+
+
+def _table(name: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    stages = [stage for stage in STAGES if any(row["stage"] == stage for row in rows)]
+    groups: dict[tuple[str, str, str], dict[str, Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["what"], row["stratum"], row["metric"]), {})[row["stage"]] = row
+    lines = [f"| {name} | metric | n | chance | {' | '.join(stages)} |", "|---" * (4 + len(stages)) + "|"]
+    for (what, stratum, metric), by_stage in groups.items():
+        first = next(iter(by_stage.values()))
+        title = f"{what}, {stratum}" if stratum else what
+        cells = " | ".join(_cell(by_stage.get(stage)) for stage in stages)
+        lines.append(f"| {title} | {metric} | {first['n']} | {first['chance']:.3g} | {cells} |")
+    return lines
+
+
+def _cell(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return "–"
+    if row["value"] is None:
+        return f"undefined: {row['note']}"
+    interval = f" [{row['low']:.3f}, {row['high']:.3f}]" if row["low"] is not None else ""
+    return f"{row['value']:.3f}{interval}"

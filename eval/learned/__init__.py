@@ -1,0 +1,1 @@
+"""Has pre-training taught a model anything? `python -m voxelfm_hf.eval.learned MODEL --ct CT --out OUT`."""

@@ -1,0 +1,1 @@
+"""Probes as products: fitted and scored on a store, saved with card and figures, applied to new scans."""

@@ -1,0 +1,233 @@
+"""The card of a fitted probe: what it is, what it was fitted on, how well it does and on whom, how to load it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+import numpy as np
+
+from voxelfm_hf.card_results import model_index
+from voxelfm_hf.cards import cell, number, probe_card, score_table
+from voxelfm_hf.eval.plots.style import metric_name
+from voxelfm_hf.eval.tasks.data import TaskData
+from voxelfm_hf.hub import EMBEDDED
+from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
+
+# One metric a target: what subgroups are listed for, and what goes into the header.
+HEADLINES = ("auroc", "macro_auroc", "mae", "c_index", "error_mm", "dice_macro")
+ANSWERS = {
+    "classification": "calibrated probabilities, in the order of `probe.config.id2label`",
+    "regression": "the targets in their units, `low` and `high` the prediction interval",
+    "survival": "log risks, which `probe.survival(log_risks, times)` turns into chances of no event",
+    "localization": "points (z, y, x) from 0 to 1 across the patch grid",
+    "segmentation": "class probabilities on the size asked for",
+}
+SPLIT_RULE = (
+    "All rows of a patient are in one split: that of the label table, or one drawn by patient where it names none. "
+    "Nothing was chosen on the test rows."
+)
+
+
+@dataclass(frozen=True)
+class ProbeFacts:
+    """What only the person who fits a probe can say; everything may stay empty.
+
+    Args:
+        name: Title of the card.
+        about: What scans and labels are and where they come from, in a sentence or two.
+        dataset: Name of the data set.
+        dataset_id: Its Hub id, "user/name".
+        license: Licence of the probe, identifier of the Hub.
+        citation: Of the data.
+        command: What was typed to fit it.
+    """
+
+    name: str = ""
+    about: str = ""
+    dataset: str = ""
+    dataset_id: str | None = None
+    license: str | None = None
+    citation: str = ""
+    command: str = ""
+
+
+def write_probe_card(
+    probe: VoxelFMProbe,
+    reports: Mapping[str, Mapping[str, Any]],
+    data: TaskData,
+    *,
+    pictures: Mapping[str, str] | None = None,
+    facts: ProbeFacts | None = None,
+) -> str:
+    """The card as Markdown with the Hub's metadata header.
+
+    Args:
+        probe: The probe.
+        reports: By target, from the task's `evaluate`.
+        data: The task data.
+        pictures: File name -> caption.
+        facts: What its author says.
+    """
+    config, facts = probe.config, facts or ProbeFacts()
+    fit = config.fit or {}
+    rows = score_rows(reports, task=data.task)
+    headlines = [row for row in rows if row["metric"] in HEADLINES]
+    base = str(config.base_model_name_or_path or "an unnamed backbone")
+    on_hub = "/" in base
+    targets = ", ".join(_names(config)) if data.task == "classification" else ", ".join(data.names)
+    counts = {split: _counts(data, split) for split in ("train", "val", "test")}
+    return probe_card(
+        task=data.task,
+        license=facts.license,
+        base_model=base if on_hub else None,
+        dataset_id=facts.dataset_id,
+        eval_results=model_index(headlines, dataset_name=facts.dataset or "unnamed data", dataset_id=facts.dataset_id),
+        name=facts.name or f"VoxelFM probe: {data.task} of {targets}",
+        summary=f"A {config.head} probe on frozen features of `{base}` for {data.task}: {cell(targets)}.",
+        model_option="" if on_hub or base == EMBEDDED else " --model FOLDER_OF_THE_BACKBONE",
+        features=_features(config),
+        answer=ANSWERS[data.task],
+        base=base,
+        base_hash=config.base_model_hash or "not recorded",
+        limits=_limits(data),
+        notes=[cell(note) for note in fit.get("notes") or []],
+        data=facts.about or "The author has not said what the scans and labels are and where they come from.",
+        count_names=[cell(name) for name in counts["train"]],
+        counts={
+            split: [len(data.rows(split)), _patients(data, split), *found.values()] for split, found in counts.items()
+        },
+        split_rule=SPLIT_RULE,
+        fit=f"A {config.head} head on {'patch grids' if config.uses_patches else 'CLS vectors'}; the best epoch was "
+        "chosen on the validation rows.",
+        settings=_settings(config, fit),
+        cost=_cost(fit),
+        evaluation=_evaluation(facts),
+        scores=_scores(rows),
+        undefined=[
+            f"{row['metric']} of {cell(row['target'])}: {cell(row['note'] or 'no value')} (n {row['n']})"
+            for row in rows
+            if row["value"] is None
+        ],
+        pictures=dict(pictures or {}),
+        calibration=_calibration(probe, data),
+        subgroups=_subgroups(reports),
+        data_citation=facts.citation,
+    )
+
+
+def score_rows(reports: Mapping[str, Mapping[str, Any]], *, task: str) -> list[dict[str, Any]]:
+    """Every estimate of the reports as a row with task, target, metric, value, low, high, n, note, patients."""
+    return [
+        {"task": task, "target": target, "metric": metric, **estimate}
+        for target, report in reports.items()
+        for metric, estimate in report["estimates"].items()
+    ]
+
+
+def _scores(rows: list[dict[str, Any]]) -> str:
+    named = [{**row, "metric": metric_name(row["metric"])} for row in rows]
+    return score_table(named) or "No score is defined on the test rows."
+
+
+def _evaluation(facts: ProbeFacts) -> str:
+    made = f"`{facts.command}`" if facts.command else "`voxelfm_hf.eval.probes.run.fit_and_evaluate`"
+    where = f" of {facts.dataset}" if facts.dataset else ""
+    return (
+        f"Scored once on the test rows{where} by {made}, {date.today().isoformat()}. Intervals hold 95 % and come from "
+        "a bootstrap that resamples patients; `results.json` holds the same numbers."
+    )
+
+
+def _features(config: Any) -> str:
+    if config.task == "segmentation":
+        return "patches=patches, size=(depth, height, width)"
+    return "patches=patches" if config.uses_patches else "cls=cls"
+
+
+def _limits(data: TaskData) -> str:
+    scans, patients = len(data.rows("train")), _patients(data, "train")
+    return (
+        f"It has learned from {scans} scans or regions of {patients} patients; scores hold for scans, labels and a mix "
+        "of findings like those of the test rows, and may be lower at other hospitals and scanners."
+    )
+
+
+def _patients(data: TaskData, split: str) -> int:
+    return len(np.unique(data.groups[data.rows(split)]))
+
+
+def _counts(data: TaskData, split: str) -> dict[str, str]:
+    """What the rows of a split hold, by heading."""
+    rows = data.rows(split)
+    if data.annotated is not None:
+        known = np.array([data.annotated(int(row)) for row in rows]).reshape(len(rows), -1)
+        return {f"{name} annotated": str(int(known[:, i].sum())) for i, name in enumerate(data.names) if i}
+    targets = data.targets[rows]
+    if data.task == "survival":
+        return {f"{data.names[0]}: events": str(int(np.nansum(targets[:, 1])))}
+    if data.task == "localization":
+        return {f"{data.names[0]} located": str(int(np.isfinite(targets).all(axis=1).sum()))}
+    if data.task == "regression":
+        return {f"{name} known": str(int(np.isfinite(targets[:, i]).sum())) for i, name in enumerate(data.names)}
+    if data.options.get("exclusive"):
+        return {name: str(int((targets[:, 0] == i).sum())) for i, name in enumerate(data.names)}
+    return {
+        f"{name}: positive of known": f"{int(np.nansum(targets[:, i]))} of {int(np.isfinite(targets[:, i]).sum())}"
+        for i, name in enumerate(data.names)
+    }
+
+
+def _settings(config: Any, fit: Mapping[str, Any]) -> dict[str, str]:
+    named = {name.replace("_", " "): value for name, value in (fit.get("settings") or {}).items()}
+    best = ", ".join(f"{name} {epoch}" for name, epoch in (fit.get("best_epoch") or {}).items())
+    found = {"head": config.head, "hidden width": config.head_hidden_size or "none", "seed": fit.get("seed"), **named}
+    found["best epoch"] = best
+    return {name: cell("all rows at once" if value is None else value) for name, value in found.items() if value != ""}
+
+
+def _cost(fit: Mapping[str, Any]) -> str:
+    if fit.get("seconds") is None:
+        return "not recorded."
+    return (
+        f"the fit and its predictions took {fit['seconds']:.0f} s on {fit['machine']}, embedding the scans not "
+        "included; energy was not measured."
+    )
+
+
+def _names(config: Any) -> list[str]:
+    """Names of the outputs, in their order."""
+    return [config.id2label[i] for i in range(config.num_classes)]
+
+
+def _calibration(probe: VoxelFMProbe, data: TaskData) -> str:
+    config = probe.config
+    names = _names(config)
+    if config.temperature and config.is_single_label:
+        return f"One temperature for all classes: {number(config.temperature[0])}."
+    if config.temperature:
+        lines = ["| label | temperature | threshold |", "|---|---|---|"]
+        thresholds = config.threshold or [0.5] * len(names)
+        for name, temperature, threshold in zip(names, config.temperature, thresholds, strict=True):
+            lines.append(f"| {cell(name)} | {number(temperature)} | {number(threshold)} |")
+        return "\n".join(lines)
+    if config.interval_half_width:
+        lines = [
+            f"| target | half width of the {100 * (config.interval_level or 0):g} % prediction interval |",
+            "|---|---|",
+        ]
+        units = config.target_unit or [""] * len(names)
+        for name, width, unit in zip(names, config.interval_half_width, units, strict=True):
+            lines.append(f"| {cell(name)} | {number(width)} {unit} |")
+        return "\n".join(lines)
+    return ""
+
+
+def _subgroups(reports: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = [
+        {**row, "target": target, "metric": metric_name(row["metric"])}
+        for target, report in reports.items()
+        for row in report.get("subgroups") or ()
+        if row["metric"] in HEADLINES
+    ]
+    return score_table(rows, columns=("target", "column", "level", "metric"), keep_undefined=True)

@@ -1,0 +1,114 @@
+"""From a feature store and a label table to a released probe: fit, calibrate, evaluate once on test, save."""
+
+import csv
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from voxelfm_hf.eval.labels import LabelTable
+from voxelfm_hf.eval.probes.card import ProbeFacts, write_probe_card
+from voxelfm_hf.eval.probes.plots import save_probe_plots
+from voxelfm_hf.eval.tasks import load_task
+from voxelfm_hf.eval.tasks.data import TaskData
+from voxelfm_hf.files import written_folder
+from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
+from voxelfm_hf.store import FeatureStore
+
+
+def fit_and_evaluate(
+    store: FeatureStore,
+    labels: LabelTable,
+    *,
+    task: str,
+    read: Mapping[str, Any],
+    fit: Mapping[str, Any] | None = None,
+    evaluate: Mapping[str, Any] | None = None,
+) -> tuple[VoxelFMProbe | None, dict[str, dict], TaskData, Any]:
+    """Fits a probe and scores it on the test rows, which nothing before has looked at.
+
+    Args:
+        store: The feature store.
+        labels: The label table.
+        task: Name of the task.
+        read: Options of the task's `read`: targets and so on.
+        fit: Options of its `fit`: head, settings, seed...
+        evaluate: Options of its `evaluate`: replicates, seed...
+
+    Returns:
+        The probe with its metrics in the config (None for retrieval), the reports by target, the data, the test
+        predictions.
+    """
+    module = load_task(task)
+    data = module.read(store, labels, **read)
+    started = time.perf_counter()
+    probe = module.fit(data, **(fit or {}))
+    test = data.rows("test")
+    predictions = module.predict(probe, data, test)
+    seconds = time.perf_counter() - started
+    options = dict(evaluate or {})
+    if probe is not None and task == "classification" and probe.config.threshold is not None:
+        options.setdefault("thresholds", probe.config.threshold)
+    reports = module.evaluate(predictions, data, test, **options)
+    if probe is not None:
+        machine = f"{os.cpu_count()} cores of {platform.machine()}"
+        probe.config.fit = {**(probe.config.fit or {}), "seconds": round(seconds, 1), "machine": machine}
+        probe.config.metrics = {
+            f"{target}/{name}": estimate
+            for target, report in reports.items()
+            for name, estimate in report["estimates"].items()
+        }
+    return probe, reports, data, predictions
+
+
+def save_probe(
+    folder: str | Path,
+    probe: VoxelFMProbe,
+    reports: Mapping[str, dict],
+    data: TaskData,
+    predictions: Any,
+    *,
+    facts: ProbeFacts | None = None,
+) -> None:
+    """Writes a probe that is ready to share: weights, config.json, the card with its figures, results.json.
+
+    Where a scan has a row of numbers there is a predictions.csv too, which stays private: it names the scans.
+
+    Args:
+        folder: New or empty.
+        probe: The probe.
+        reports: From the task's `evaluate`.
+        data: The task data.
+        predictions: Of the test rows.
+        facts: What the card should say of data, licence and command.
+    """
+    with written_folder(folder) as temporary:
+        probe.save_pretrained(temporary)
+        pictures = save_probe_plots(temporary, probe, data, predictions)
+        card = write_probe_card(probe, reports, data, pictures=pictures, facts=facts)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        (temporary / "results.json").write_text(json.dumps(_plain(dict(reports)), indent=1))
+        if isinstance(predictions, np.ndarray):
+            flat = predictions.reshape(len(predictions), -1)
+            with open(temporary / "predictions.csv", "w", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file)
+                names = data.names if len(data.names) == flat.shape[1] else range(flat.shape[1])
+                writer.writerow(["id", *(f"predicted_{name}" for name in names)])
+                for row, values in zip(data.rows("test"), flat, strict=True):
+                    writer.writerow([data.ids[row], *(f"{value:.6g}" for value in values)])
+
+
+def _plain(value: Any) -> Any:
+    """JSON without NaN: undefined numbers become null."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, (float, np.floating)):
+        return float(value) if np.isfinite(value) else None
+    return value

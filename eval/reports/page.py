@@ -1,0 +1,142 @@
+"""The results of the report benchmark as pages: scores with intervals, differences, examples."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from voxelfm_hf.eval.labeller import FINDINGS
+from voxelfm_hf.eval.reports.scores import MACRO, VISIBLE, LabelledReports, compare_reports
+
+# A finding whose probe has at least this AUROC on the validation scans counts as visible in the features.
+VISIBLE_FROM = 0.7
+
+
+def _cell(rows: list[dict[str, Any]], encoder: str, target: str, metric: str) -> str:
+    for row in rows:
+        if (row["encoder"], row["target"], row["metric"]) == (encoder, target, metric):
+            if not np.isfinite(row["value"]):
+                return "-"
+            interval = f" [{row['low']:.3f}, {row['high']:.3f}]" if np.isfinite(row["low"]) else ""
+            return f"{row['value']:.3f}{interval}"
+    return "-"
+
+
+def results_page(
+    title: str,
+    rows: list[dict[str, Any]],
+    written: Mapping[str, LabelledReports],
+    visible: Collection[str],
+    *,
+    synthetic: bool,
+    train_rows: int,
+    replicates: int,
+) -> str:
+    """results.md.
+
+    Args:
+        title: Of the benchmark.
+        rows: Of results.csv.
+        written: Row -> what it wrote.
+        visible: Findings that a probe sees in the features of validation scans.
+        synthetic: Whether the scans are.
+        train_rows: Scans to learn from.
+        replicates: Bootstrap draws.
+    """
+    first = next(iter(written.values()))
+    metrics = {
+        (MACRO, "f1"): "macro F1",
+        (VISIBLE, "f1"): "of visible findings",
+        (MACRO, "hallucinated"): "hallucinated",
+        (MACRO, "missed"): "missed",
+        (MACRO, "bleu"): "BLEU",
+        (MACRO, "rouge_l"): "ROUGE-L",
+        (MACRO, "meteor"): "METEOR",
+    }
+    seen = [FINDINGS[i] for i in first.scored_among(visible)]
+    if not seen:
+        del metrics[VISIBLE, "f1"]
+    explained = (
+        f" Visible: {', '.join(seen)}, whose probes reach an AUROC of {VISIBLE_FROM} on the validation scans."
+        if seen
+        else ""
+    )
+    lines = [
+        f"# {title}",
+        "",
+        f"{len(first.true)} {'synthetic ' * synthetic}test scans, {train_rows} to learn from; "
+        "95 % intervals over patients "
+        f"({replicates} draws). Macro F1 is a mean over the {len(first.scored)} findings that at least five references "
+        "state, labelled in both texts by rules; hallucinated: share of stated findings that the reference does not "
+        f"state; missed: share of its findings that are not stated.{explained}",
+        "",
+        f"| row | {' | '.join(metrics.values())} |",
+        f"|---|{'---|' * len(metrics)}",
+        *(f"| {name} | {' | '.join(_cell(rows, name, *metric) for metric in metrics)} |" for name in written),
+        "",
+        "F1 by finding:",
+        "",
+        f"| finding (positives) | {' | '.join(written)} |",
+        f"|---|{'---|' * len(written)}",
+        *(
+            f"| {FINDINGS[i]} ({int(first.true[:, i].sum())}) | "
+            f"{' | '.join(_cell(rows, name, FINDINGS[i], 'f1') for name in written)} |"
+            for i in first.scored
+        ),
+        "",
+    ]
+    if "adapter" in written and len(written) > 1:
+        lines += ["F1 of the adapter minus that of each row, same patients:", ""]
+        lines += _differences(written, {"all findings": FINDINGS, **({"visible findings": seen} if seen else {})},
+                              replicates)  # fmt: skip
+    return "\n".join(lines)
+
+
+def _differences(
+    written: Mapping[str, LabelledReports], kinds: Mapping[str, Collection[str]], replicates: int
+) -> list[str]:
+    """A table of what the adapter's macro F1 is above that of each other row, over all and over some findings."""
+    lines = ["| row |" + "".join(f" {kind} | p |" for kind in kinds), "|---|" + "---|---|" * len(kinds)]
+    for name, reports in written.items():
+        if name == "adapter":
+            continue
+        cells = []
+        for findings in kinds.values():
+            found = compare_reports(written["adapter"], reports, findings=findings, replicates=replicates)
+            cells.append(f" {found.difference:.3f} [{found.low:.3f}, {found.high:.3f}] | {found.p_value:.3g} |")
+        lines.append(f"| {name} |" + "".join(cells))
+    return [*lines, ""]
+
+
+def examples_page(written: Mapping[str, LabelledReports], scans: Sequence[str]) -> str:
+    """examples.md: what the reference and every row say of the first test scans.
+
+    Args:
+        written: Row -> what it wrote.
+        scans: Names of the first test scans.
+    """
+    lines = ["# Examples: the first test scans", ""]
+    for index, scan in enumerate(scans):
+        reference = next(iter(written.values())).reference[index]
+        lines += [f"## {scan}", "", f"- reference: {on_one_line(reference)}"]
+        lines += [f"- {name}: {on_one_line(reports.written[index])}" for name, reports in written.items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def on_one_line(text: str) -> str:
+    """The lines of a text with slashes between them."""
+    return " / ".join(text.splitlines())
+
+
+def terminal_table(rows: list[dict[str, Any]]) -> Any:
+    """The macro scores of every row as a rich table."""
+    from rich.table import Table
+
+    table = Table(title="reports: findings against the reference")
+    metrics = ("f1", "hallucinated", "missed", "bleu", "rouge_l", "meteor")
+    for column in ("row", *metrics):
+        table.add_column(column)
+    for name in dict.fromkeys(row["encoder"] for row in rows):
+        table.add_row(name, *(_cell(rows, name, MACRO, metric) for metric in metrics))
+    return table

@@ -1,0 +1,1 @@
+"""Speed and memory against plain implementations: `python -m voxelfm_hf.eval.speed --help`."""

@@ -1,0 +1,1 @@
+"""Fine-tuning: a backbone and the head of a fitted probe trained together."""

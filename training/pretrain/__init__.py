@@ -1,0 +1,1 @@
+"""Pre-training by self-distillation: `accelerate launch -m voxelfm_hf.training.pretrain RECIPE --data SHARDS`."""

@@ -1,0 +1,229 @@
+"""Pre-train VoxelFM: `accelerate launch -m voxelfm_hf.training.pretrain RECIPE --data SHARDS --output_dir RUN`.
+
+RECIPE is a YAML file or the name of a packaged recipe (base, large, tiny, smoke); any of its fields can be changed with
+`--section.field value`. A run found in the output folder goes on where its newest checkpoint stands, with the same
+result as if it had never stopped. `--dry-run` prints what a run would need and ends.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from voxelfm_hf.recipes import field_lines, load_recipe
+from voxelfm_hf.training.launch import make_accelerator, stop_signals
+from voxelfm_hf.training.pretrain.collapse import collapse_metrics
+from voxelfm_hf.training.pretrain.data_facts import data_facts
+from voxelfm_hf.training.pretrain.estimate import describe
+from voxelfm_hf.training.pretrain.online_probe import load_probe_set, probe_scores
+from voxelfm_hf.training.pretrain.recipe import PretrainRecipe, check
+from voxelfm_hf.training.pretrain.run_parts import RunParts, build_parts
+from voxelfm_hf.training.pretrain.step import mean_losses, optimiser_step, rates_at
+from voxelfm_hf.training.progress import Clock, show
+from voxelfm_hf.training.run_folder import (
+    RunLog,
+    environment,
+    export_teacher,
+    make_processor,
+    plot_log,
+    settle_recipe,
+    write_card,
+    write_json,
+)
+from voxelfm_hf.volumes.errors import VoxelFMError
+
+logger = logging.getLogger(__name__)
+
+
+def pretrain(recipe: PretrainRecipe, *, command: str = "") -> Path:
+    """Run a recipe, or go on with it.
+
+    Args:
+        recipe: the run.
+        command: how it was started, for the card.
+
+    Returns:
+        The run folder; `teacher/` in it is an ordinary `from_pretrained` folder.
+
+    Raises:
+        VoxelFMError: the recipe, the data or the folder do not allow the run, or the loss stayed not finite.
+    """
+    check(recipe)
+    folder = Path(recipe.output_dir)
+    accelerator = make_accelerator(recipe)
+    recipe.accumulation_steps(accelerator.num_processes)
+    with accelerator.main_process_first():
+        settle_recipe(recipe, folder)
+    if accelerator.is_main_process:
+        logger.info("%s", describe(recipe, num_processes=accelerator.num_processes, device=accelerator.device))
+    parts = build_parts(recipe, accelerator)
+    step = _train(recipe, accelerator, parts)
+    if accelerator.is_main_process:
+        _finish(recipe, parts, step, command=command)
+    accelerator.end_training()
+    return folder
+
+
+def _train(recipe: PretrainRecipe, accelerator: Accelerator, parts: RunParts) -> int:
+    """Do the steps that are left, or those before a signal to stop; returns how many are done in all."""
+    run, folder, step = recipe.run, Path(recipe.output_dir), parts.first_step
+    accumulation = recipe.accumulation_steps(accelerator.num_processes)
+    is_main = accelerator.is_main_process
+    journal = _Journal(recipe, accelerator, parts) if is_main else None
+    batches, clock = iter(parts.loader), Clock()
+    progress = tqdm(
+        total=run.total_steps, initial=step, desc="pre-training", unit="step", disable=None if is_main else True
+    )
+    with progress, stop_signals() as asked_to_stop:
+        while step < run.total_steps:
+            clock.start_wait()
+            try:
+                micro_batches = [next(batches) for _ in range(accumulation)]
+            except StopIteration:
+                # The stream is endless unless nothing in it can be used any more.
+                raise VoxelFMError(f"The data ended after {step} steps. {parts.stream.summary()}") from None
+            clock.end_wait()
+            rates = rates_at(recipe, step)
+            result = optimiser_step(
+                accelerator,
+                parts.student,
+                parts.teacher,
+                parts.optimizer,
+                micro_batches,
+                parts.masks,
+                step=step,
+                rates=rates,
+                clip_norm=recipe.optimizer.clip_norm,
+                stop_requested=bool(asked_to_stop),
+            )
+            step += 1
+            parts.tally.count(result)
+            parts.tally.seconds += clock.end_step()
+            is_last = step == run.total_steps
+            hopeless = parts.tally.hopeless_steps(run.max_bad_steps)
+            if result.is_bad:
+                logger.warning("step %d skipped: loss or gradients not finite", step)
+            is_probe_due = bool(recipe.probe.labels) and (step % recipe.probe.every == 0 or is_last)
+            if step % run.log_every == 0 or is_last or result.is_bad or is_probe_due:
+                losses = mean_losses(accelerator, result)
+                if journal:
+                    entry = {"step": step, "epoch": micro_batches[-1].epoch, **losses, "grad_norm": result.grad_norm}
+                    entry |= {**vars(rates), **collapse_metrics(result.teacher_output, parts.teacher)}
+                    speed = clock.speed(run.total_batch)
+                    journal.write(entry, speed, with_probe=is_probe_due)
+                    show(progress, entry, speed)
+            progress.update()
+            if step % run.checkpoint_every == 0 or is_last or result.stop or hopeless:
+                parts.checkpoints.save(step, position=parts.loader.state_dict())
+                is_kept = run.keep_every and step % run.keep_every == 0
+                if is_main and (is_kept or is_last or result.stop):
+                    export_teacher(parts.teacher.backbone, recipe, folder / "teacher")
+                if is_main and is_kept:
+                    # One model folder a kept step: what a curve of probe scores against steps is made from.
+                    export_teacher(parts.teacher.backbone, recipe, folder / "teachers" / f"step-{step:08d}")
+            if hopeless:
+                raise VoxelFMError(
+                    f"The loss was not finite for {hopeless} steps in a row; the weights of the last good step are in "
+                    f"{folder / 'checkpoints'}: lower optimizer.learning_rate or look at the data, then start again."
+                )
+            if result.stop:
+                logger.info("asked to stop: saved at step %d", step)
+                break
+    return step
+
+
+class _Journal:
+    """What the main process writes down while a run goes."""
+
+    def __init__(self, recipe: PretrainRecipe, accelerator: Accelerator, parts: RunParts):
+        folder = Path(recipe.output_dir)
+        self.recipe, self.accelerator, self.parts = recipe, accelerator, parts
+        self.log, self.timing = RunLog(folder / "log.jsonl"), RunLog(folder / "timing.jsonl")
+        for log in (self.log, self.timing):
+            log.cut(parts.first_step or -1)
+        facts = environment(accelerator.num_processes, accelerator.device, recipe.run.mixed_precision)
+        write_json(folder / "environment.json", facts)
+        if recipe.probe.labels:
+            processor = make_processor(recipe, max_patches=recipe.probe.max_patches)
+            self.probe_set = load_probe_set(recipe.probe.labels, processor)
+            if parts.first_step == 0:
+                self.log.add({"step": 0, **self._probe()})
+
+    def write(self, entry: dict, speed: dict, *, with_probe: bool) -> None:
+        """Log the values of a step."""
+        entry |= {"bad_steps": self.parts.tally.bad_steps}
+        if with_probe:
+            entry |= self._probe()
+        self.log.add(entry)
+        self.timing.add({"step": entry["step"], **speed})
+        self.accelerator.log({**entry, **speed}, step=entry["step"])
+
+    def _probe(self) -> dict[str, float]:
+        return probe_scores(
+            self.parts.teacher.backbone,
+            self.probe_set,
+            device=self.accelerator.device,
+            neighbours=self.recipe.probe.neighbours,
+            seed=self.recipe.seed,
+        )
+
+
+def _finish(recipe: PretrainRecipe, parts: RunParts, step: int, *, command: str) -> None:
+    """Leave teacher, picture and card in the run folder."""
+    folder, backbone = Path(recipe.output_dir), parts.teacher.backbone
+    if not (folder / "teacher").exists():
+        export_teacher(backbone, recipe, folder / "teacher")
+    facts = {
+        "step": step,
+        "volumes": step * recipe.run.total_batch,
+        "bad_steps": parts.tally.bad_steps,
+        "hours": parts.tally.seconds / 3600,
+        "parameters": backbone.num_parameters(),
+        "environment": json.loads((folder / "environment.json").read_text()),
+        "data": data_facts(recipe, parts.stream),
+    }
+    write_json(folder / "data.json", facts["data"])
+    entries = RunLog(folder / "log.jsonl").entries()
+    plot_log(entries, folder / "losses.png")
+    write_card(folder, recipe, facts, entries, command)
+    logger.info("%s", parts.stream.summary())
+
+
+def main(words: list[str] | None = None) -> int:
+    """Command line entry; returns the exit code."""
+    words = sys.argv[1:] if words is None else words
+    parser = argparse.ArgumentParser(
+        prog="voxelfm_hf.training.pretrain",
+        description=__doc__,
+        epilog="fields of a recipe:\n  " + "\n  ".join(field_lines(PretrainRecipe)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recipe", help="YAML file, or base, large, tiny or smoke")
+    parser.add_argument("--dry-run", action="store_true", help="print memory and time a run would need, and end")
+    options, overrides = parser.parse_known_args(words)
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("accelerate").setLevel(logging.WARNING)
+    try:
+        if options.dry_run:
+            recipe = load_recipe(
+                options.recipe, PretrainRecipe, overrides=["--data=unused", "--output_dir=unused", *overrides]
+            )
+            check(recipe)
+            launched = int(os.environ.get("WORLD_SIZE", 1))
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            print(describe(recipe, num_processes=launched, device=device))
+            return 0
+        recipe = load_recipe(options.recipe, PretrainRecipe, overrides=overrides)
+        command = " ".join(["accelerate launch -m voxelfm_hf.training.pretrain", *words])
+        pretrain(recipe, command=command)
+    except VoxelFMError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

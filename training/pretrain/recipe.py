@@ -1,0 +1,276 @@
+"""The recipe of a pre-training run: every number of it, in sections, with the published values as defaults."""
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+from voxelfm_hf.modeling.configuration_voxelfm import VoxelFMConfig
+from voxelfm_hf.training.pretrain.crops import CropSettings
+from voxelfm_hf.training.pretrain.self_distillation import HeadSettings, LossSettings
+from voxelfm_hf.volumes.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """One data set of scans, as `voxelfm_hf.data.stream` reads it.
+
+    Args:
+        data: folder of prepared shards, folder or file of scans, or a data set on the Hub.
+        weight: share of the samples drawn from it; by default its number of scans (all sources or none).
+        columns: column map for data sets that `voxelfm prepare` did not make.
+        name: for messages.
+        config, split, revision: of a data set on the Hub.
+        crop_background: for scans that were not prepared: crop to the body on the fly.
+        assume_hu: for scans that were not prepared: take values as HU even if they do not look like it.
+    """
+
+    data: str
+    weight: float | None = None
+    columns: dict[str, str] | None = None
+    name: str | None = None
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    crop_background: bool = True
+    assume_hu: bool = False
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Architecture of the backbone; the fields of `VoxelFMConfig` that matter for training.
+
+    Args:
+        pos_embed_rescale: the student's patch coordinates are scaled by a factor log-uniform in [1/r, r].
+        drop_path_rate: stochastic depth of the student.
+    """
+
+    hidden_size: int = 864
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    patch_size: int = 14
+    mlp_ratio: float = 4.0
+    use_swiglu_ffn: bool = False
+    num_register_tokens: int = 4
+    layerscale_value: float = 1e-5
+    rope_theta: float = 100.0
+    pos_embed_rescale: float | None = None
+    drop_path_rate: float = 0.1
+
+
+@dataclass(frozen=True)
+class MaskSettings:
+    """Masks of the student's global crops.
+
+    Args:
+        masked_share: share of the global crops that are masked.
+        ratio_range: smallest and largest share of their patches.
+    """
+
+    masked_share: float = 0.5
+    ratio_range: tuple[float, float] = (0.1, 0.5)
+
+
+@dataclass(frozen=True)
+class TeacherSettings:
+    """Teacher temperature (linear, then constant) and EMA momentum (cosine from start to end)."""
+
+    temperature_start: float = 0.04
+    temperature: float = 0.07
+    temperature_warmup_steps: int = 30_000
+    momentum_start: float = 0.994
+    momentum_end: float = 0.994
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW and its schedules, in optimiser steps.
+
+    Args:
+        learning_rate: peak, reached after `warmup_steps`.
+        final_learning_rate: at the last step.
+        weight_decay: at the first step; a cosine leads to `final_weight_decay`.
+        last_layer_frozen_steps: steps in which the last head layer has learning rate 0.
+        layer_decay: learning rate factor from one block to the one before.
+        patch_embedding_multiplier: further factor of the patch embedding.
+        clip_norm: largest norm of all gradients.
+    """
+
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 1e-6
+    warmup_steps: int = 10_000
+    weight_decay: float = 0.04
+    final_weight_decay: float = 0.2
+    last_layer_frozen_steps: int = 1000
+    betas: tuple[float, float] = (0.9, 0.999)
+    layer_decay: float = 0.9
+    patch_embedding_multiplier: float = 0.2
+    clip_norm: float = 3.0
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Size and bookkeeping of the run.
+
+    Args:
+        total_steps: optimiser steps.
+        total_batch: volumes an optimiser step sees, over all processes and accumulated micro-batches.
+        batch_size: volumes of a micro-batch on one process; KoLeo looks for neighbours among these.
+        mixed_precision: autocast of the forward passes.
+        compile: compile the backbones with torch.compile.
+        checkpoint_activations: recompute the student's blocks in the backward pass, for memory.
+        num_workers: loader processes of each process.
+        log_every: steps between log entries.
+        checkpoint_every: steps between checkpoints.
+        keep_last: newest checkpoints kept.
+        keep_every: checkpoints at multiples of this many steps are kept for good; 0 keeps none.
+        max_bad_steps: the run stops after this many steps in a row with a loss that is not finite.
+        trackers: experiment trackers of Accelerate; one that is not installed is left out with a warning.
+        export_max_patches: patch budget written into the processor of the exported teacher.
+    """
+
+    total_steps: int = 100_000
+    total_batch: int = 2048
+    batch_size: int = 16
+    mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"
+    compile: bool = False
+    checkpoint_activations: bool = False
+    num_workers: int = 4
+    log_every: int = 10
+    checkpoint_every: int = 100
+    keep_last: int = 3
+    keep_every: int = 5000
+    max_bad_steps: int = 10
+    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
+    export_max_patches: int = 25_000
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """Probe of the teacher while the run goes, on a few labelled scans; off without `labels`.
+
+    Args:
+        labels: CSV with the columns `path` (relative to the file), `label`, and optionally `split` (train, test) and
+            `patient`.
+        every: steps between probes.
+        max_patches: patch budget of a scan.
+        neighbours: k of the nearest neighbour probe.
+    """
+
+    labels: str | None = None
+    every: int = 1000
+    max_patches: int = 2000
+    neighbours: int = 5
+
+
+@dataclass(frozen=True)
+class PretrainRecipe:
+    """A pre-training run.
+
+    Args:
+        data: folder of shards or data set, or a list of sources mixed by weight.
+        output_dir: run folder; a run found there is continued.
+        seed: fixes every draw.
+        min_side: volumes with a shorter side (voxels) are skipped; half the largest global crop by default.
+    """
+
+    data: str | list[DataSource]
+    output_dir: str
+    seed: int = 0
+    min_side: int | None = None
+    model: ModelSettings = field(default_factory=ModelSettings)
+    crops: CropSettings = field(default_factory=CropSettings)
+    masks: MaskSettings = field(default_factory=MaskSettings)
+    head: HeadSettings = field(default_factory=HeadSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    run: RunSettings = field(default_factory=RunSettings)
+    probe: ProbeSettings = field(default_factory=ProbeSettings)
+
+    @property
+    def sources(self) -> list[DataSource]:
+        """The data sets."""
+        return [DataSource(self.data)] if isinstance(self.data, str) else list(self.data)
+
+    @property
+    def shortest_side(self) -> int:
+        """Sides below this many voxels make a volume too small."""
+        return self.min_side or max(global_size for global_size, _ in self.crops.size_pairs) // 2
+
+    def accumulation_steps(self, num_processes: int) -> int:
+        """Micro-batches of an optimiser step on one process.
+
+        Raises:
+            RecipeError: the total batch cannot be cut into equal micro-batches.
+        """
+        per_round = self.run.batch_size * num_processes
+        if self.run.total_batch % per_round:
+            raise RecipeError(
+                f"run.total_batch {self.run.total_batch} is not a multiple of run.batch_size x processes = "
+                f"{self.run.batch_size} x {num_processes}; choose numbers that divide it."
+            )
+        return self.run.total_batch // per_round
+
+    def model_config(self) -> VoxelFMConfig:
+        """Configuration of the student's backbone."""
+        settings = {item.name: getattr(self.model, item.name) for item in fields(self.model)}
+        image_size = max(global_size for global_size, _ in self.crops.size_pairs)
+        return VoxelFMConfig(**settings, image_size=image_size)
+
+
+def check(recipe: PretrainRecipe) -> None:
+    """Refuse a recipe whose fields contradict each other.
+
+    Raises:
+        RecipeError: one sentence that names the fields.
+    """
+    crops, masks, run, model = recipe.crops, recipe.masks, recipe.run, recipe.model
+    _require(not isinstance(recipe.data, list) or len(recipe.data) > 0, "data lists no source")
+    try:
+        pairs = crops.size_pairs
+    except ValueError:
+        raise RecipeError("crops.global_size and crops.local_size must list equally many edges.") from None
+    for edge in (edge for pair in pairs for edge in pair):
+        _require(
+            edge > 0 and edge % model.patch_size == 0,
+            f"the crop edge {edge} is not a multiple of model.patch_size {model.patch_size}",
+        )
+    if crops.size_probabilities is not None:
+        _require(
+            len(crops.size_probabilities) == len(pairs) and math.isclose(sum(crops.size_probabilities), 1.0),
+            "crops.size_probabilities must hold one number a size, adding up to 1",
+        )
+    for name in ("global_scale", "local_scale"):
+        low, high = getattr(crops, name)
+        _require(0 < low <= high <= 1, f"crops.{name} must be two numbers with 0 < low <= high <= 1")
+    low, high = masks.ratio_range
+    _require(0 <= low <= high <= 0.5, "masks.ratio_range must be two numbers with 0 <= low <= high <= 0.5")
+    _require(0 <= masks.masked_share <= 1, "masks.masked_share must lie in 0..1")
+    _require(recipe.loss.targets in ("centring", "sinkhorn"), "loss.targets must be centring or sinkhorn")
+    positive = {
+        "run.total_steps": run.total_steps,
+        "run.batch_size": run.batch_size,
+        "run.total_batch": run.total_batch,
+        "run.log_every": run.log_every,
+        "run.checkpoint_every": run.checkpoint_every,
+        "run.keep_last": run.keep_last,
+        "run.max_bad_steps": run.max_bad_steps,
+        "probe.every": recipe.probe.every,
+        "optimizer.learning_rate": recipe.optimizer.learning_rate,
+        "teacher.temperature": recipe.teacher.temperature,
+        "teacher.temperature_start": recipe.teacher.temperature_start,
+        "loss.student_temperature": recipe.loss.student_temperature,
+        "head.num_prototypes": recipe.head.num_prototypes,
+    }
+    for name, value in positive.items():
+        _require(value > 0, f"{name} must be above 0, got {value}")
+    _require(run.num_workers >= 0, f"run.num_workers must be 0 or more, got {run.num_workers}")
+    try:
+        recipe.model_config()
+    except Exception as error:  # transformers wraps the ValueError of the config in its own classes
+        raise RecipeError(f"model: {str(error).splitlines()[-1].strip()}") from error
+
+
+def _require(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise RecipeError(f"The recipe cannot run: {sentence}.")

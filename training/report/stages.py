@@ -1,0 +1,193 @@
+"""Train a report model: `accelerate launch -m voxelfm_hf.training.report RECIPE --stage 1`, then `--stage 2`.
+
+RECIPE is a YAML file or the name of a packaged one (report_qwen3_4b, report_smollm2); any of its fields can be changed
+with `--section.field value`. Stage 1 trains resampler and projector, stage 2 those and a LoRA adapter of the language
+model; the encoder stays frozen. A run stopped at any moment goes on with the result it would have had.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from voxelfm_hf.files import written_file
+from voxelfm_hf.recipes import field_lines, load_recipe, to_values
+from voxelfm_hf.training.launch import make_accelerator, stop_signals
+from voxelfm_hf.training.progress import Clock
+from voxelfm_hf.training.report.parts import ReportParts, build_parts, stage_folder
+from voxelfm_hf.training.report.recipe import ReportRecipe, StageSettings, check
+from voxelfm_hf.training.report.words import with_noise
+from voxelfm_hf.training.run_folder import RunLog, environment, replace_folder, settle_recipe, write_json
+from voxelfm_hf.volumes.errors import VoxelFMError
+
+logger = logging.getLogger(__name__)
+
+
+def train_reports(recipe: ReportRecipe, *, stage: int, command: str = "") -> Path:
+    """Run a stage, or go on with it.
+
+    Args:
+        recipe: The run.
+        stage: 1 or 2.
+        command: How it was started, for the card.
+
+    Returns:
+        The model folder of the stage, which `VoxelFMForReportGeneration.from_pretrained` opens.
+
+    Raises:
+        VoxelFMError: recipe, data, models or folder do not allow the run.
+    """
+    check(recipe)
+    folder = stage_folder(recipe, stage)
+    accelerator = make_accelerator(recipe)
+    with accelerator.main_process_first():
+        settle_recipe(recipe, folder)
+    parts = build_parts(recipe, stage, accelerator)
+    step = _train(recipe, stage, accelerator, parts)
+    if accelerator.is_main_process and step == parts.steps:
+        _finish(recipe, stage, accelerator, parts, command)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return folder / "model"
+
+
+def _train(recipe: ReportRecipe, number: int, accelerator: Accelerator, parts: ReportParts) -> int:
+    """Do the steps that are left; returns how many are done in all."""
+    stage, run, step = recipe.stage(number), recipe.run, parts.first_step
+    folder, is_main = stage_folder(recipe, number), accelerator.is_main_process
+    log = RunLog(folder / "log.jsonl")
+    if is_main:
+        log.cut(step or -1)
+        precision = run.mixed_precision
+        facts = environment(accelerator.num_processes, accelerator.device, precision)
+        write_json(folder / "environment.json", facts)
+    parts.model.train()
+    batches, clock = iter(parts.batches), Clock()
+    progress = tqdm(
+        total=parts.steps, initial=step, desc=f"stage {number}", unit="step", disable=None if is_main else True
+    )
+    with progress, stop_signals() as asked_to_stop:
+        while step < parts.steps:
+            clock.start_wait()
+            micro_batches = [next(batches) for _ in range(parts.accumulation)]
+            clock.end_wait()
+            rate = parts.schedule(step)
+            for group in parts.optimizer.param_groups:
+                group["lr"] = rate * group["share"]
+            loss, norm = _step(accelerator, parts, micro_batches, stage)
+            step += 1
+            parts.tally.seconds += clock.end_step()
+            if is_main and (step % run.log_every == 0 or step == parts.steps):
+                log.add({"step": step, "loss": loss, "grad_norm": norm, "learning_rate": rate})
+                progress.set_postfix(loss=f"{loss:.3f}")
+                if progress.disable:
+                    logger.info("step %d of %d: loss %.3f", step, parts.steps, loss)
+            progress.update()
+            stop = accelerator.reduce(torch.tensor(float(bool(asked_to_stop)), device=accelerator.device)).item() > 0
+            if step % run.checkpoint_every == 0 or step == parts.steps or stop:
+                parts.checkpoints.save(step, position={})
+            if stop:
+                logger.info("asked to stop: saved at step %d", step)
+                break
+    return step
+
+
+def _step(
+    accelerator: Accelerator, parts: ReportParts, micro_batches: list[dict[str, Any]], stage: StageSettings
+) -> tuple[float, float]:
+    """One optimiser step on the mean loss over all answer tokens of its batches; that loss and the gradient norm."""
+    device = accelerator.device
+    tokens = [torch.tensor(float((batch["labels"] >= 0).sum()), device=device) for batch in micro_batches]
+    total = accelerator.reduce(torch.stack(tokens).sum(), reduction="sum")
+    losses = torch.zeros((), device=device)
+    for index, (batch, count) in enumerate(zip(micro_batches, tokens, strict=True)):
+        is_last = index == len(micro_batches) - 1
+        with _gradients_stay(accelerator, parts.model, is_last):
+            loss = parts.model(**_inputs(batch, parts, stage, device), use_cache=False).loss
+            # DDP averages gradients over processes.
+            accelerator.backward(loss * (count / total * accelerator.num_processes))
+        losses += loss.detach() * count
+    norm = accelerator.clip_grad_norm_([p for p in parts.model.parameters() if p.requires_grad], stage.clip_norm)
+    parts.optimizer.step()
+    parts.optimizer.zero_grad()
+    mean = accelerator.reduce(losses, reduction="sum") / total
+    if not torch.isfinite(mean):
+        raise VoxelFMError(
+            "The loss is not finite; the last checkpoint is untouched: lower the learning rate or look at the features."
+        )
+    return float(mean), float(norm)
+
+
+def _gradients_stay(accelerator: Accelerator, model: torch.nn.Module, is_last: bool):
+    """Gradients are exchanged between processes once, with the last micro-batch of a step."""
+    from contextlib import nullcontext
+
+    return nullcontext() if is_last else accelerator.no_sync(model)
+
+
+def _inputs(batch: dict[str, Any], parts: ReportParts, stage: StageSettings, device: torch.device) -> dict[str, Any]:
+    """The batch on the device, its features with noise."""
+    inputs = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+    features = inputs.get("vision_features")
+    if features is not None and stage.feature_noise:
+        inputs["vision_features"] = with_noise(features, parts.feature_scale.to(device), stage)
+    return inputs
+
+
+def _finish(recipe: ReportRecipe, number: int, accelerator: Accelerator, parts: ReportParts, command: str) -> None:
+    """Leave the model, its processor and the facts of the run in the stage's folder."""
+    folder, network = stage_folder(recipe, number), accelerator.unwrap_model(parts.model)
+    facts = {
+        **parts.facts,
+        "stage": number,
+        "steps": parts.steps,
+        "hours": round(parts.tally.seconds / 3600, 4),
+        "command": command,
+        "settings": to_values(recipe.stage(number)),
+        "seed": recipe.seed,
+        "text_only": recipe.data.shuffle_features,
+    }
+    network.config.fit = {**(network.config.fit or {}), f"stage{number}": facts}
+    network.vision_tower = None  # named in the config, never written
+
+    def write(part: Path) -> None:
+        network.save_pretrained(part)
+        parts.processor.save_pretrained(part)
+
+    replace_folder(folder / "model", write)
+    with written_file(folder / "facts.json") as path:
+        path.write_text(json.dumps(facts, indent=2) + "\n")
+    logger.info("%s", folder / "model")
+
+
+def main(words: list[str] | None = None) -> int:
+    """Command line entry; returns the exit code."""
+    words = sys.argv[1:] if words is None else words
+    parser = argparse.ArgumentParser(
+        prog="voxelfm_hf.training.report",
+        description=__doc__,
+        epilog="fields of a recipe:\n  " + "\n  ".join(field_lines(ReportRecipe)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recipe", help="YAML file, or report_qwen3_4b or report_smollm2")
+    parser.add_argument("--stage", type=int, choices=(1, 2), required=True, help="1: projector, 2: and LoRA")
+    options, overrides = parser.parse_known_args(words)
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    for name in ("accelerate", "httpx", "transformers"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        recipe = load_recipe(options.recipe, ReportRecipe, overrides=overrides)
+        command = " ".join(["accelerate launch -m voxelfm_hf.training.report", *words])
+        train_reports(recipe, stage=options.stage, command=command)
+    except VoxelFMError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

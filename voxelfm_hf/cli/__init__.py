@@ -1,0 +1,48 @@
+"""The `voxelfm` command. Every subcommand parses, calls one function and prints.
+
+Exit codes: 0 all done, 1 a programming error (with a traceback), 2 bad input or options, 3 part of a batch failed.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# Importing registers the commands, in the order of --help.
+from voxelfm_hf.cli import scans  # noqa: F401  # isort: skip
+from voxelfm_hf.cli import probe  # noqa: F401  # isort: skip
+from voxelfm_hf.cli import search  # noqa: F401  # isort: skip
+from voxelfm_hf.cli import finetune  # noqa: F401  # isort: skip
+from voxelfm_hf.cli import report  # noqa: F401  # isort: skip
+from voxelfm_hf.cli import data  # noqa: F401  # isort: skip
+from voxelfm_hf.cli import benchmark  # noqa: F401  # isort: skip
+from voxelfm_hf.cli import confounds  # noqa: F401  # isort: skip
+from voxelfm_hf.cli import release  # noqa: F401  # isort: skip
+from voxelfm_hf.cli import space  # noqa: F401  # isort: skip
+from voxelfm_hf.cli.app import EXIT_BAD_INPUT, app, console, errors, plain, quiet_libraries
+from voxelfm_hf.volumes.errors import VoxelFMError
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything the demo makes.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="Which synthetic patient.")] = 0,
+) -> None:
+    """The main job on a synthetic CT: written as NIfTI and DICOM, embedded, compared, drawn.
+
+    Example: voxelfm demo --out demo
+    """
+    from voxelfm_hf.demo import run_demo
+
+    quiet_libraries()
+    run_demo(out, seed=seed, say=lambda text: console.print(text, highlight=False, soft_wrap=True))
+
+
+def main() -> None:
+    """Runs the command; errors a user can fix are one sentence on stderr and exit code 2."""
+    try:
+        app()
+    except VoxelFMError as error:
+        errors.print(f"[bold red]voxelfm:[/] {plain(error)}", highlight=False, soft_wrap=True)
+        sys.exit(EXIT_BAD_INPUT)

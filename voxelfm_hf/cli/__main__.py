@@ -1,0 +1,3 @@
+from voxelfm_hf.cli import main
+
+main()

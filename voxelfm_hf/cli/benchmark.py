@@ -1,0 +1,43 @@
+"""`voxelfm benchmark`: encoders x tasks x label fractions x seeds from a recipe."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from voxelfm_hf.cli.app import EXIT_PARTLY_FAILED, advance, app, console, errors, plain, progress_bar, quiet_libraries
+
+
+@app.command()
+def benchmark(
+    recipe: Annotated[str, typer.Argument(help="Recipe: a YAML file or the name of a packaged one.", metavar="RECIPE")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the results; an interrupted one is resumed.")],
+    data: Annotated[Path | None, typer.Option(help="Folder of the data set, in place of the recipe's.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="The recipe's own short form: fewer seeds and scans.")] = False,
+) -> None:
+    """Compares encoders on the same scans, splits, probes and seeds, with intervals and paired tests.
+
+    Writes results.csv, results.md, results.json, comparisons.csv, plots and the predictions of every probe. Finished
+    parts are kept: run the same command again after an interruption. Packaged recipes: lidc, lidc_finetuning, openkbp,
+    openkbp_centres, phantoms, phantom_lesions, reports, and one for each published data set.
+
+    Example: voxelfm benchmark lidc --data ct --quick --out benchmark-lidc
+    """
+    from voxelfm_hf.eval.benchmark.run import run_recipe
+
+    quiet_libraries()
+    bar = progress_bar(1, "benchmark")
+    with bar:
+
+        def progress(what: str, done: int, total: int) -> None:
+            bar.update(bar.task_ids[0], description=plain(what))
+            advance(bar, "steps/s", done=done, total=total)
+
+        finished = run_recipe(recipe, data=data, out=out, quick=quick, progress=progress)
+    for table in finished.tables:
+        console.print(table)
+    console.print(f"{plain(out)}/results.md", highlight=False, soft_wrap=True)
+    if finished.failures:
+        for sentence in finished.failures:
+            errors.print(f"[red]failed:[/] {plain(sentence)}", highlight=False, soft_wrap=True)
+        raise typer.Exit(EXIT_PARTLY_FAILED)

@@ -1,0 +1,136 @@
+"""`voxelfm prepare`, `describe`, `label` and `convert`: data sets, reports and checkpoints."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from voxelfm_hf.cli.app import (
+    AssumeHU,
+    ModelOption,
+    advance,
+    app,
+    console,
+    plain,
+    progress_bar,
+    quiet_libraries,
+    report_failures,
+)
+from voxelfm_hf.hub import EMBEDDED
+
+
+@app.command()
+def prepare(
+    sources: Annotated[
+        list[str],
+        typer.Argument(help="Scans, folders, CSV lists (path, patient), or a Hub data set.", metavar="SOURCE…"),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the prepared data set.")],
+    name: Annotated[str | None, typer.Option(help="Name of the source, kept with every scan.")] = None,
+    license: Annotated[str | None, typer.Option(help="Licence for the data set card, for example cc-by-4.0.")] = None,
+    anonymous_ids: Annotated[
+        bool, typer.Option("--anonymous-ids", help="Codes in place of ids, where file names hold people's names.")
+    ] = False,
+    shard_mb: Annotated[int, typer.Option(min=1, help="Size of a shard in MB.")] = 500,
+    seed: Annotated[int, typer.Option(help="Seed of the global shuffle.")] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default as cores and memory allow.")] = None,
+    assume_hu: AssumeHU = False,
+) -> None:
+    """Scans to Parquet shards for pre-training: checked, cropped to the body, isotropic, described in a card.
+
+    Run it again to go on, to retry what failed or to add scans. Failures are listed in OUT/failures.csv (exit code 3).
+
+    Example: voxelfm prepare scans/ --out shards --name my-hospital
+    """
+    from voxelfm_hf.data.prepare import prepare as prepare_scans
+
+    progress = progress_bar(0, "preparing")
+    with progress:
+        summary = prepare_scans(
+            sources if len(sources) > 1 else sources[0],
+            out,
+            name=name,
+            license=license,
+            anonymous_ids=anonymous_ids,
+            shard_bytes=shard_mb * 1_000_000,
+            seed=seed,
+            workers=workers,
+            assume_hu=assume_hu,
+            progress=lambda done, total: advance(progress, "scans/s", done=done, total=total),
+        )
+    console.print(
+        f"{summary.scans} scans ({summary.new} new) in {summary.shards} shards, {len(summary.duplicates)} repeated, "
+        f"{len(summary.failed)} failed: {plain(out)}",
+        highlight=False,
+    )
+    report_failures(summary.failed, out / "failures.csv")
+
+
+@app.command()
+def describe(
+    data: Annotated[Path, typer.Argument(help="Prepared shards, a feature store, or a folder of scans.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where card, numbers and pictures go.")] = None,
+    against: Annotated[Path | None, typer.Option(help="Another data set: how far DATA lies from it.")] = None,
+    model: ModelOption = EMBEDDED,
+    max_scans: Annotated[int, typer.Option(min=2, help="At most so many scans a side are compared.")] = 500,
+) -> None:
+    """What scans are: spacing, field of view, HU, body region, noise, duplicates; and how far they lie from others.
+
+    Example: voxelfm describe shards
+
+    Example: voxelfm describe my_scans/ --against shards --out comparison
+    """
+    from voxelfm_hf.data.characterise import describe as describe_data
+
+    quiet_libraries()
+    progress = progress_bar(0, "reading")
+    with progress:
+        facts = describe_data(
+            data,
+            out=out,
+            against=against,
+            model=model if against else None,
+            max_scans=max_scans,
+            progress=lambda done, total: advance(progress, "scans/s", done=done, total=total),
+        )
+    console.print(f"card, description.json and pictures: {plain(out or data)}", highlight=False)
+    if facts.get("distance"):
+        console.print_json(data=facts["distance"])
+
+
+@app.command()
+def label(
+    reports: Annotated[Path, typer.Argument(help="CSV, TSV or Parquet of chest CT reports.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="CSV to write: id and one 0/1 column a finding.")],
+    column: Annotated[
+        list[str] | None, typer.Option(help="Column with the text, may be repeated; usual layouts are recognised.")
+    ] = None,
+    id_column: Annotated[str | None, typer.Option(help="Column that names the scan.")] = None,
+) -> None:
+    """The 18 findings of chest CT from report text, by rules that know negation.
+
+    Example: voxelfm label reports.csv --column report_text --out findings.csv
+    """
+    from voxelfm_hf.eval.labeller.tables import label_csv
+
+    summary = label_csv(reports, out, columns=column, id_column=id_column)
+    console.print(f"{summary.reports} reports ({summary.empty} empty): {plain(out)}", highlight=False)
+    for finding, count in summary.positives.items():
+        console.print(f"  {count:6d}  {finding}", highlight=False)
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="Published training checkpoint (.pth).", metavar="CHECKPOINT")],
+    config: Annotated[Path, typer.Option(help="The config.yaml published beside it.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Model folder to write, new or empty.")],
+) -> None:
+    """A published checkpoint as a folder for `from_pretrained`; nothing in it is unpickled.
+
+    Example: voxelfm convert 99999.pth --config config.yaml --out voxelfm-base
+    """
+    from voxelfm_hf.convert import convert_checkpoint
+
+    quiet_libraries()
+    folder = convert_checkpoint(checkpoint, config, out)
+    console.print(f"{plain(folder)}: AutoModel.from_pretrained loads it", highlight=False, soft_wrap=True)

@@ -1,0 +1,228 @@
+"""`voxelfm probe` and `predict`: from features and labels to a probe, and from a scan to its answer."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from voxelfm_hf.cli.app import (
+    EXIT_BAD_INPUT,
+    EXIT_PARTLY_FAILED,
+    AssumeHU,
+    Spacing,
+    advance,
+    app,
+    console,
+    errors,
+    parse_spacing,
+    plain,
+    progress_bar,
+    quiet_libraries,
+)
+from voxelfm_hf.cli.task import (
+    HEAD_READING_TASKS,
+    Classes,
+    Event,
+    Exclusive,
+    MaskFolder,
+    Masks,
+    Seed,
+    Target,
+    Time,
+    reading_options,
+)
+from voxelfm_hf.volumes.errors import ScanError
+
+
+@app.command()
+def probe(
+    store: Annotated[Path, typer.Argument(help="Feature store of `voxelfm embed`.", metavar="STORE")],
+    labels: Annotated[
+        Path, typer.Argument(help="CSV or Parquet: an id column and one column a target.", metavar="LABELS")
+    ],
+    task: Annotated[
+        str, typer.Option(help="classification, regression, survival, retrieval, localization or segmentation.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the probe, new or empty.")],
+    target: Target = None,
+    head: Annotated[
+        str | None,
+        typer.Option(help="linear, mlp, pooler (over patches), knn (classification); segmentation: subpatch, decoder."),
+    ] = None,
+    exclusive: Exclusive = False,
+    time: Time = "time",
+    event: Event = "event",
+    classes: Classes = None,
+    masks: Masks = None,
+    mask_folder: MaskFolder = None,
+    id_column: Annotated[str | None, typer.Option(help="Column that names the scan as the store does.")] = None,
+    seed: Seed = 0,
+    about: Annotated[
+        str, typer.Option(help="For the card: what scans and labels are, where they come from.", rich_help_panel="Card")
+    ] = "",
+    dataset: Annotated[
+        str, typer.Option(help="For the card: name of the data set, or its Hub id.", rich_help_panel="Card")
+    ] = "",
+    license: Annotated[
+        str | None,
+        typer.Option(help="For the card: licence of the probe, as the Hub calls it.", rich_help_panel="Card"),
+    ] = None,
+) -> None:
+    """Fits a probe on frozen features, calibrates it on validation scans, scores it once on test scans.
+
+    Splits come from a column `split` (train, val, test) or are drawn by patient where a patient column exists. The
+    folder is ready to share: weights, a card with scores, intervals and figures, results.json.
+
+    Example: voxelfm probe features labels.csv --task classification --target malignant --out probe
+    """
+    from voxelfm_hf.eval.labels import read_labels
+    from voxelfm_hf.eval.probes.card import ProbeFacts
+    from voxelfm_hf.eval.probes.run import fit_and_evaluate, save_probe
+    from voxelfm_hf.store import FeatureStore
+
+    read = reading_options(
+        labels,
+        task=task,
+        target=target,
+        head=head,
+        exclusive=exclusive,
+        time=time,
+        event=event,
+        classes=classes,
+        masks=masks,
+        mask_folder=mask_folder,
+        seed=seed,
+    )
+    quiet_libraries()
+    fit: dict[str, Any] = {} if task == "retrieval" else {"seed": seed}
+    if head and task not in HEAD_READING_TASKS:
+        fit["head"] = head
+    fitted, reports, data, predictions = fit_and_evaluate(
+        FeatureStore(store), read_labels(labels, id_column=id_column), task=task, read=read, fit=fit
+    )
+    for name, report in reports.items():
+        for metric, estimate in report["estimates"].items():
+            console.print(f"{plain(name)}  {metric}  {_estimate(estimate)}", highlight=False)
+    if fitted is None:
+        console.print("retrieval has nothing to fit: no probe was written", highlight=False)
+        return
+    facts = ProbeFacts(
+        about=about,
+        dataset=dataset,
+        dataset_id=dataset if dataset.count("/") == 1 else None,
+        license=license,
+        command=_typed("probe"),
+    )
+    save_probe(out, fitted, reports, data, predictions, facts=facts)
+    console.print(f"{plain(out)}: voxelfm predict SCAN --probe {plain(out)}", highlight=False, soft_wrap=True)
+
+
+def _typed(command: str) -> str:
+    """The command as it was typed, without the folders of this machine; empty when it was not typed."""
+    if command not in sys.argv:
+        return ""
+    words = sys.argv[sys.argv.index(command) :]
+    return shlex.join(["voxelfm", *(Path(word).name if word.startswith(("/", ".", "~")) else word for word in words)])
+
+
+def _estimate(estimate: dict[str, Any]) -> str:
+    value, low, high = (estimate.get(name) for name in ("value", "low", "high"))
+    if value is None or value != value:
+        return f"undefined: {estimate.get('note') or 'no rows'}"
+    interval = f" [{low:.3f}, {high:.3f}]" if low is not None and low == low else ""
+    return f"{value:.3f}{interval} (n {estimate.get('n')})"
+
+
+@app.command()
+def predict(
+    inputs: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Scans, folders to search for scans, or CSV lists (path, id).", metavar="[SCAN…]"),
+    ] = None,
+    probe: Annotated[
+        str, typer.Option("--probe", "-p", help="Folder or Hub id of a probe, or of a model with its head.")
+    ] = ...,  # type: ignore[assignment]
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Backbone, where the probe does not name it.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for answers, pictures, label maps; new or of this probe."),
+    ] = None,
+    regions: Annotated[
+        Path | None, typer.Option(help="Probes of regions: CSV of cubes, scan,x,y,z,edge_mm[,id], LPS mm.")
+    ] = None,
+    point: Annotated[
+        str | None, typer.Option(help="Probes of regions: X,Y,Z,EDGE of one cube in every scan, LPS mm.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a scan and line.")] = False,
+    assume_hu: AssumeHU = False,
+    spacing: Spacing = None,
+) -> None:
+    """What a probe says about scans: probability, value with interval, position or label map.
+
+    With --out, also a table, a picture of each scan and, for segmentation, the label map on the scan's own grid as
+    NIfTI; a rerun does only what is missing. Scans that fail are listed in OUT/failures.csv; the exit code is then 3.
+
+    Example: voxelfm predict chest.nii.gz --probe probe --model model --out answers
+
+    Example: voxelfm predict scans/ --probe nodule_probe --regions nodules.csv --out answers
+    """
+    from voxelfm_hf.eval.probes.apply import ProbeReader
+    from voxelfm_hf.eval.probes.predict_scans import predict_scans
+    from voxelfm_hf.features import Task
+    from voxelfm_hf.scan_list import list_scans, read_regions
+
+    if not inputs and regions is None:
+        raise typer.BadParameter("name scans, folders or a CSV list, or --regions")
+    if point is not None and regions is not None:
+        raise typer.BadParameter("--point and --regions both say where to look: give one of them")
+    quiet_libraries()
+    scans = list_scans(inputs or [])
+    if regions is not None:
+        tasks = [Task(scan, tuple(cubes)) for scan, cubes in read_regions(regions, scans).items()]
+    else:
+        tasks = [Task(scan, parse_point(point, scan.identifier)) for scan in scans]
+    reader = ProbeReader(probe, model=model)
+    progress = progress_bar(len(tasks), "predicting")
+
+    def show(task: Any, identifier: str, facts: dict[str, Any]) -> None:
+        name = identifier if task.scan.named or task.regions else str(task.scan.path)
+        if as_json:
+            print(json.dumps({"scan": name, **facts}))
+            return
+        console.print(f"[bold]{plain(name)}[/]", highlight=False, soft_wrap=True)
+        for key, value in facts.items():
+            console.print(f"  {key.replace('_', ' ')}: {plain(json.dumps(value))}", highlight=False, soft_wrap=True)
+
+    with progress:
+        summary = predict_scans(
+            tasks,
+            reader,
+            out,
+            on_answer=show,
+            on_failure=lambda reason: errors.print(f"[red]failed:[/] {plain(reason)}", highlight=False, soft_wrap=True),
+            on_scan=lambda _: advance(progress, "scans/s"),
+            assume_hu=assume_hu,
+            spacing=parse_spacing(spacing),
+        )
+    if summary.failures:
+        if out is not None:
+            errors.print(f"{len(summary.failures)} failed, listed in {plain(out / 'failures.csv')}", highlight=False)
+        raise typer.Exit(EXIT_PARTLY_FAILED if summary.added + summary.present else EXIT_BAD_INPUT)
+
+
+def parse_point(text: str | None, identifier: str) -> tuple[Any, ...]:
+    """The region of `--point X,Y,Z,EDGE`, none without it."""
+    from voxelfm_hf.scan_list import Region
+
+    if text is None:
+        return ()
+    try:
+        x, y, z, edge = (float(part) for part in text.split(","))
+    except ValueError:
+        raise ScanError(f"--point takes X,Y,Z,EDGE in LPS mm, for example 12,-40,310,24, got {text}") from None
+    return (Region(f"{identifier}#point", (x, y, z), edge),)

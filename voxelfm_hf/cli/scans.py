@@ -1,0 +1,203 @@
+"""`voxelfm info`, `embed` and `picture`: from scan files to facts, features and pictures."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from voxelfm_hf.cli.app import (
+    EXIT_BAD_INPUT,
+    EXIT_PARTLY_FAILED,
+    AssumeHU,
+    ModelOption,
+    Series,
+    Spacing,
+    advance,
+    app,
+    console,
+    errors,
+    parse_spacing,
+    plain,
+    progress_bar,
+    quiet_libraries,
+    report_failures,
+)
+from voxelfm_hf.hub import EMBEDDED
+from voxelfm_hf.volumes.errors import ScanError
+
+
+@app.command()
+def info(
+    scans: Annotated[list[Path], typer.Argument(help="Scan files or DICOM folders.", metavar="SCAN…")],
+    series: Series = None,
+    assume_hu: AssumeHU = False,
+    spacing: Spacing = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a scan and line.")] = False,
+) -> None:
+    """What a file is: geometry, HU range, orientation, and what was repaired or assumed.
+
+    Example: voxelfm info chest.nii.gz dicom_folder/
+    """
+    from voxelfm_hf.scan_facts import scan_facts
+
+    failed = 0
+    for path in scans:
+        try:
+            facts = scan_facts(path, series=series, assume_hu=assume_hu, spacing=parse_spacing(spacing))
+        except ScanError as error:
+            failed += 1
+            if as_json:
+                print(json.dumps({"scan": str(path), "error": str(error)}))
+            else:
+                errors.print(f"[bold red]voxelfm:[/] {plain(error)}", highlight=False, soft_wrap=True)
+            continue
+        if as_json:
+            print(json.dumps({"scan": str(path), **facts}))
+        else:
+            _print_facts(path, facts)
+    if failed:
+        raise typer.Exit(EXIT_BAD_INPUT if failed == len(scans) else EXIT_PARTLY_FAILED)
+
+
+def _print_facts(path: Path, facts: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(title=plain(path), title_justify="left", show_header=False, box=None, padding=(0, 2))
+    for name, value in facts.items():
+        if isinstance(value, list):
+            lines = [" x ".join(f"{v:g}" for v in value)] if value and not isinstance(value[0], str) else value
+        else:
+            lines = [f"{value:g}" if isinstance(value, float) else str(value)]
+        for index, line in enumerate(lines or ["none"]):
+            table.add_row("" if index else name.replace("_", " "), plain(line))
+    console.print(table)
+
+
+@app.command()
+def embed(
+    inputs: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Scans, folders to search for scans, or CSV lists (path, id).", metavar="[INPUT…]"),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Feature store: a folder, new or made by the same settings.")
+    ] = ...,  # type: ignore[assignment]
+    model: ModelOption = EMBEDDED,
+    patches: Annotated[bool, typer.Option("--patches", help="Also keep the features of every patch.")] = False,
+    max_patches: Annotated[int | None, typer.Option(min=1, help="Patch budget a scan; more detail, more time.")] = None,
+    pad: Annotated[bool, typer.Option("--pad", help="Pad scans thinner than one patch by their edge values.")] = False,
+    regions: Annotated[
+        Path | None,
+        typer.Option(help="CSV of cubes to embed in place of whole scans: scan,x,y,z,edge_mm[,id], LPS mm."),
+    ] = None,
+    region_size: Annotated[
+        int | None, typer.Option(min=1, help="Voxels along a region's edge; by default the model's training crop.")
+    ] = None,
+    voxel_mm: Annotated[
+        float | None, typer.Option(help="Voxel size of every prepared scan; by default that of its finest axis.")
+    ] = None,
+    tile: Annotated[
+        int | None,
+        typer.Option(min=1, help="Take whole scans in overlapping tiles of so many voxels, such as the training crop."),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="auto (bfloat16 where the hardware computes in it), float32, bfloat16, float16.")
+    ] = "auto",
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that read ahead; by default by the cores.")
+    ] = None,
+    assume_hu: AssumeHU = False,
+    spacing: Spacing = None,
+) -> None:
+    """Features of scans into a store; a rerun adds only what is missing.
+
+    Scans that cannot be read are listed in STORE/failures.csv while the rest goes on; the exit code is then 3.
+
+    Example: voxelfm embed scans/ --out features
+
+    Dense features for segmentation: voxelfm embed scans/ --out dense --patches --voxel-mm 2 --tile 40
+
+    Example: accelerate launch -m voxelfm_hf.cli embed scans/ --out features --model user/voxelfm
+    """
+    from voxelfm_hf.features import EmbedOptions, Task, embed_scans
+    from voxelfm_hf.read_ahead import default_workers
+    from voxelfm_hf.scan_list import list_scans, read_regions
+
+    if not inputs and regions is None:
+        raise typer.BadParameter("name scans, folders or a CSV list, or --regions")
+    quiet_libraries()
+    scans = list_scans(inputs or [])
+    if regions is None:
+        tasks = [Task(scan) for scan in scans]
+    else:
+        tasks = [Task(scan, tuple(cubes)) for scan, cubes in read_regions(regions, scans).items()]
+    options = EmbedOptions(
+        patches=patches,
+        max_patches=max_patches,
+        pad=pad,
+        region_size=region_size,
+        voxel_mm=voxel_mm,
+        tile=tile,
+        dtype=dtype,
+        workers=default_workers(len(tasks)) if workers is None else workers,
+        assume_hu=assume_hu,
+        spacing=parse_spacing(spacing),
+    )
+    progress = progress_bar(len(tasks), "embedding")
+    with progress:
+        summary = embed_scans(
+            tasks,
+            model,
+            out,
+            options,
+            on_start=lambda total: progress.update(progress.task_ids[0], total=total),
+            on_scan=lambda _: advance(progress, "scans/s"),
+        )
+    console.print(
+        f"{summary.added} added, {summary.present} there before, {len(summary.failures)} failed: {plain(out)}",
+        highlight=False,
+    )
+    report_failures(summary.failures, out / "failures.csv")
+
+
+@app.command()
+def picture(
+    scan: Annotated[Path, typer.Argument(help="Scan file or DICOM folder.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="PNG to write.")],
+    model: ModelOption = EMBEDDED,
+    features: Annotated[
+        bool, typer.Option("--features/--no-features", help="Add the principal components of patch features as colour.")
+    ] = True,
+    max_patches: Annotated[int | None, typer.Option(min=1, help="Patch budget of the features.")] = None,
+    pad: Annotated[bool, typer.Option("--pad", help="Pad scans thinner than one patch by their edge values.")] = False,
+    series: Series = None,
+    assume_hu: AssumeHU = False,
+    spacing: Spacing = None,
+) -> None:
+    """Axial, coronal and sagittal planes in lung, soft-tissue and bone windows, and patch features as colour.
+
+    Radiological view: head up, patient's right on the left of the picture.
+
+    Example: voxelfm picture chest.nii.gz --out chest.png
+    """
+    from voxelfm_hf.pictures import save_picture
+    from voxelfm_hf.volumes import read_volume
+
+    volume = read_volume(scan, series=series, assume_hu=assume_hu, spacing=parse_spacing(spacing))
+    layers: dict[str, Any] = {}
+    if features:
+        from voxelfm_hf.features import embed_volume
+        from voxelfm_hf.hub import load
+
+        quiet_libraries()
+        network, processor = load(model)
+        processor.max_patches = max_patches or processor.max_patches
+        processor.pad_thin = pad
+        try:
+            grid, geometry = embed_volume(network, processor, volume)
+        except ValueError as error:
+            raise ScanError(f"{scan}: {error}; or draw it with --no-features") from None
+        layers = {"patch_features": grid, "patch_box": (geometry.region_start, geometry.region_stop)}
+    save_picture(volume, out, **layers)
+    console.print(f"{plain(out)}", highlight=False, soft_wrap=True)

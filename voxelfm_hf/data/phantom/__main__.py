@@ -1,0 +1,5 @@
+import sys
+
+from voxelfm_hf.data.phantom.scan_set import main
+
+sys.exit(main())

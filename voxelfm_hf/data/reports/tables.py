@@ -1,0 +1,226 @@
+"""Radiology reports from the tables that hold them: CT-RATE's, Merlin's, or any CSV, TSV or Parquet with texts."""
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from voxelfm_hf.data.reports.text import split_sections
+from voxelfm_hf.volumes.errors import LabelError
+
+# What some tables hold where a section is missing.
+_PLACEHOLDERS = {"", "nan", "none", "null", "n/a", "not given", "not given."}
+
+
+@dataclass(frozen=True)
+class Report:
+    """One radiology report.
+
+    Attributes:
+        id: Name of the scan or study, or the number of the row, from 1, in a table without an id column.
+        findings: What was seen; the whole text of a report without headings.
+        impression: The conclusion, empty if the report has none.
+    """
+
+    id: str
+    findings: str
+    impression: str
+
+    @property
+    def text(self) -> str:
+        """Findings and impression, one below the other."""
+        return "\n".join(part for part in (self.findings, self.impression) if part)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to read."""
+        return not self.text
+
+
+def parse_report(text: str, *, id: str = "") -> Report:
+    """Take findings and impression out of a free-text report ("FINDINGS: ... IMPRESSION: ...").
+
+    Args:
+        text: The whole report. Indication, technique, comparison and recommendations are left out.
+        id: A name for it.
+
+    Returns:
+        The report; text before or without headings counts as findings.
+    """
+    parts: dict[str, list[str]] = {"": [], "findings": [], "impression": []}
+    for section in split_sections(text):
+        if section.title in parts and section.text.lower() not in _PLACEHOLDERS:
+            parts[section.title].append(section.text)
+    # Before the first heading stands a title, unless no section of findings follows.
+    findings = parts["findings"] or parts[""]
+    return Report(id=id, findings="\n".join(findings), impression="\n".join(parts["impression"]))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names of the columns of a table of reports, lower case; the first that exists is taken.
+
+    Attributes:
+        findings: Columns with the findings section, or with the whole report.
+        impression: Columns with the impression section.
+        id: Columns that name the scan or study.
+    """
+
+    findings: tuple[str, ...]
+    impression: tuple[str, ...]
+    id: tuple[str, ...]
+
+
+CT_RATE = Layout(("findings_en",), ("impressions_en", "impression_en"), ("volumename",))
+MERLIN = Layout(("findings",), ("impression", "impressions"), ("study id", "study_id", "volumename", "id", "scan_id"))
+PLAIN = Layout(
+    ("report_text", "report", "text"), (), ("id", "scan_id", "study_id", "study id", "volumename", "name", "path")
+)
+LAYOUTS = (CT_RATE, MERLIN, PLAIN)
+
+
+def read_reports(
+    path: str | Path, *, columns: str | Sequence[str] | None = None, id_column: str | None = None
+) -> Iterator[Report]:
+    """Read a table of reports row by row.
+
+    Args:
+        path: A CSV (UTF-8; comma or semicolon), TSV or Parquet file with one report a row.
+        columns: Columns with the text; several are joined. By default the layout is recognised: CT-RATE
+            (Findings_EN, Impressions_EN), Merlin (Findings), or report_text, report or text.
+        id_column: Column that names the scan or study; by default a usual name, else the row number is used.
+
+    Returns:
+        An iterator over the reports in file order; an empty one has empty findings and impression.
+
+    Raises:
+        LabelError: The file is missing, unreadable, without rows, or lacks a column.
+    """
+    rows = read_rows(path)
+    first = next(rows)
+    chosen = _choose_columns(Path(path), list(first), columns, id_column)
+
+    def reports() -> Iterator[Report]:
+        number = 1
+        yield _report_of(first, chosen, number)
+        for number, row in enumerate(rows, start=2):
+            yield _report_of(row, chosen, number)
+
+    return reports()
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    findings: tuple[str, ...]
+    impression: str | None
+    id: str | None
+
+
+def _choose_columns(
+    path: Path, header: list[str], columns: str | Sequence[str] | None, id_column: str | None
+) -> _Chosen:
+    by_name = {name.strip().lower(): name for name in header}
+    for name in [*([columns] if isinstance(columns, str) else columns or []), *([id_column] if id_column else [])]:
+        if name not in header:
+            raise LabelError(f"{path.name} has no column {name!r}: it has {_listed(header)}; name one of these")
+    if columns:
+        findings: tuple[str, ...] = (columns,) if isinstance(columns, str) else tuple(columns)
+        ids = PLAIN.id + CT_RATE.id
+        return _Chosen(findings, None, id_column or _first_of(ids, by_name))
+    for layout in LAYOUTS:
+        text = _first_of(layout.findings, by_name)
+        if text is not None:
+            impression = _first_of(layout.impression, by_name)
+            return _Chosen((text,), impression, id_column or _first_of(layout.id, by_name))
+    raise LabelError(
+        f"{path.name} has no column known to hold reports (Findings_EN, Findings, report_text, report, text): "
+        f"it has {_listed(header)}; name the column with the text"
+    )
+
+
+def _first_of(names: Sequence[str], by_name: dict[str, str]) -> str | None:
+    return next((by_name[name] for name in names if name in by_name), None)
+
+
+def _listed(header: list[str]) -> str:
+    shown = ", ".join(repr(name) for name in header[:12])
+    return shown if len(header) <= 12 else f"{shown} and {len(header) - 12} more"
+
+
+def _report_of(row: dict[str, str], chosen: _Chosen, number: int) -> Report:
+    name = row[chosen.id].strip() if chosen.id else ""
+    text = "\n".join(part for part in (_cell(row, column) for column in chosen.findings) if part)
+    parsed = parse_report(text, id=name or str(number))
+    impression = _cell(row, chosen.impression) if chosen.impression else ""
+    if not impression:
+        return parsed
+    impression = parse_report(impression).text or impression
+    return Report(id=parsed.id, findings=parsed.findings or text, impression=impression)
+
+
+def _cell(row: dict[str, str], column: str) -> str:
+    text = row[column].strip()
+    return "" if text.lower() in _PLACEHOLDERS else text
+
+
+def read_rows(path: str | Path) -> Iterator[dict[str, str]]:
+    """Read a CSV, TSV or Parquet table row by row, every cell as text.
+
+    Args:
+        path: The file.
+
+    Returns:
+        An iterator over at least one row.
+
+    Raises:
+        LabelError: The file is missing, is no such table, or has no rows; at the first row or at the row in question.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise LabelError(f"{path} is not a file: name a CSV, TSV or Parquet table of reports")
+    if path.suffix.lower() in (".xlsx", ".xls"):
+        raise LabelError(f"{path.name} is a spreadsheet: save it as CSV (UTF-8) first")
+    rows = _parquet_rows(path) if path.suffix.lower() == ".parquet" else _csv_rows(path)
+    count = 0
+    for count, row in enumerate(rows, start=1):  # noqa: B007
+        yield row
+    if not count:
+        raise LabelError(f"{path.name} has no rows: it needs a header line and one line a report")
+
+
+def _csv_rows(path: Path) -> Iterator[dict[str, str]]:
+    csv.field_size_limit(2**31 - 1)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header_line = file.readline()
+            file.seek(0)
+            delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+            if delimiter == "," and "," not in header_line and ";" in header_line:
+                delimiter = ";"
+            reader = csv.DictReader(file, delimiter=delimiter, restval="", strict=True)
+            for row in reader:
+                if None in row:
+                    raise LabelError(
+                        f"{path.name} has more cells than columns in the row that ends on line {reader.line_num}: "
+                        "put texts with commas or line breaks in quotation marks"
+                    )
+                yield {name: cell or "" for name, cell in row.items()}
+    except UnicodeDecodeError:
+        raise LabelError(f"{path.name} is not UTF-8 text: save it as CSV in UTF-8") from None
+    except csv.Error as error:
+        raise LabelError(f"{path.name} cannot be read as CSV ({error}): check its quotation marks") from None
+    except OSError as error:
+        raise LabelError(f"{path.name} cannot be read ({error.strerror}): check the file and its permissions") from None
+
+
+def _parquet_rows(path: Path) -> Iterator[dict[str, str]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as table:
+            for batch in table.iter_batches():
+                for row in batch.to_pylist():
+                    yield {name: "" if cell is None else str(cell) for name, cell in row.items()}
+    except (pyarrow.ArrowException, OSError):
+        raise LabelError(f"{path.name} cannot be read as Parquet: check that the file is complete") from None
