@@ -1,4 +1,4 @@
-"""The numbers of the documentation from docs/results/: `python docs/make_tables.py` writes README.md and docs/results.md.
+"""The numbers of README.md and docs/results.md: `python docs/make_tables.py` writes both pages from docs/results/.
 
 docs/results/ is made by docs/measure.py. docs/results.md is the template of its name; in README.md the parts between
 `<!-- NAME.md.jinja -->` and `<!-- end -->` are.
@@ -61,7 +61,7 @@ def with_interval(row: Row, *, digits: int = 3, sign: bool = False) -> str:
     """value [low, high] of a row with either a value or a difference; ends that are the value itself are left out."""
     key = "difference" if "difference" in row else "value"
     value, low, high = (
-        number(row[column], digits=digits, sign=sign) if row[column] else "" for column in (key, "low", "high")
+        row[column] and number(row[column], digits=digits, sign=sign) for column in (key, "low", "high")
     )
     return value if low in ("", "nan") or low == high == value else f"{value} [{low}, {high}]"
 

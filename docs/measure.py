@@ -23,9 +23,9 @@ KEPT = DOCS / "results"
 RUNS_FILE = KEPT / "runs.json"
 TABLES = {"results.csv": "", "confounds.csv": "", "comparisons.csv": "-compared"}
 COLUMNS = (
-    "encoder stratum stage task what target metric value low high chance n fraction difference p_value p_holm".split()
-)
-COLUMNS += ["second", "against", "train_rows", "patients", "seconds", "peak_memory_mb", "trainable_parameters"]
+    "encoder", "second", "stratum", "stage", "task", "what", "target", "metric", "value", "difference", "low", "high",
+    "p_value", "p_holm", "chance", "n", "fraction", "train_rows", "seconds", "peak_memory_mb", "trainable_parameters",
+)  # fmt: skip
 BENCHMARK = "voxelfm benchmark"
 SPEED = "python -m voxelfm_hf.eval.speed"
 PHANTOM_ACQUISITION = "kernel,contrast,noise_hu,slice_thickness,spacing_mm_z,field_of_view_mm_y"
@@ -39,7 +39,8 @@ RUNS = {
     "phantom_lesions": [f"{BENCHMARK} phantom_lesions --data $PHANTOMS --quick --out $OUT"],
     "lidc_finetuning": [f"{BENCHMARK} lidc_finetuning --data $CT --out $OUT"],
     "confounds_lidc": [
-        "voxelfm confounds $WORK/lidc/stores/tiny-* $CT --dataset lidc --target malignant --target diameter_mm --out $OUT"
+        "voxelfm confounds $WORK/lidc/stores/tiny-* $CT --dataset lidc --target malignant --target diameter_mm "
+        "--out $OUT"
     ],
     "confounds_phantoms": [
         "python -m voxelfm_hf.data.phantom $OUT/set --count 400 --scans-each 2 --shape 64 72 72",
