@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from voxelfm_hf.card_results import add_model_index, eval_entry, model_index, write_eval_results
+from voxelfm_hf.command import one_sentence_errors
 from voxelfm_hf.eval.datasets import load_dataset
 from voxelfm_hf.files import written_file
-from voxelfm_hf.volumes.errors import CardError, VoxelFMError
+from voxelfm_hf.volumes.errors import CardError
 
 
 def score_backbone(
@@ -98,7 +99,8 @@ def _heading(card: str, otherwise: str) -> str:
     return headings[0].removeprefix("# ") if headings else otherwise
 
 
-def main() -> int:
+@one_sentence_errors
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("outs", type=Path, nargs="+", metavar="OUT", help="folders of finished benchmarks")
     parser.add_argument("--encoder", required=True, help="whose scores, as the benchmark calls it")
@@ -107,15 +109,10 @@ def main() -> int:
     parser.add_argument("--task-ids", nargs="*", default=[], metavar="TASK/TARGET=NAME", help="names in its eval.yaml")
     options = parser.parse_args()
     ids = dict(word.split("=", 1) for word in options.task_ids if "=" in word)
-    try:
-        for path in score_backbone(
-            options.outs, options.encoder, options.model, dataset_id=options.dataset_id, task_ids=ids
-        ):
-            print(path)
-    except VoxelFMError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    for path in score_backbone(
+        options.outs, options.encoder, options.model, dataset_id=options.dataset_id, task_ids=ids
+    ):
+        print(path)
 
 
 if __name__ == "__main__":

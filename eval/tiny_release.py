@@ -20,10 +20,11 @@ import yaml
 from huggingface_hub import ModelCard
 
 from voxelfm_hf.cards import backbone_card
+from voxelfm_hf.command import one_sentence_errors
 from voxelfm_hf.files import written_file, written_folder
 from voxelfm_hf.hub import load
 from voxelfm_hf.training.pretrain.tiny_data import SOURCES
-from voxelfm_hf.volumes.errors import ModelError, VoxelFMError
+from voxelfm_hf.volumes.errors import ModelError
 
 MAX_MEGABYTES = 8
 FACTS = "card.json"
@@ -128,7 +129,8 @@ def write_card(folder: Path) -> Path:
     return card
 
 
-def main() -> int:
+@one_sentence_errors
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="finished run, or a release whose card is rendered again")
     parser.add_argument("--results", type=Path, help="folder of the two evaluations of the run")
@@ -136,16 +138,11 @@ def main() -> int:
     options = parser.parse_args()
     if (options.results is None) != (options.out is None):
         parser.error("a release takes both --results and --out")
-    try:
-        print(
-            write_card(options.folder)
-            if options.out is None
-            else write_release(options.folder, options.results, options.out)
-        )
-    except VoxelFMError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    print(
+        write_card(options.folder)
+        if options.out is None
+        else write_release(options.folder, options.results, options.out)
+    )
 
 
 if __name__ == "__main__":

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from voxelfm_hf.cards import benchmark_card, cell, score_table
+from voxelfm_hf.command import one_sentence_errors
 from voxelfm_hf.eval.benchmark.figures import MACRO, FinishedBenchmark, draw_task
 from voxelfm_hf.eval.benchmark.pictures import draw_pictures
 from voxelfm_hf.eval.datasets import BenchmarkData, load_dataset
 from voxelfm_hf.files import written_file
-from voxelfm_hf.volumes.errors import VoxelFMError
 
 MAX_SUBGROUP_ROWS = 60
 LIMITS = (
@@ -108,16 +108,12 @@ def _subgroups(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"Of {first}{cut}; `subgroups.csv` holds all.\n\n{table}"
 
 
-def main() -> int:
+@one_sentence_errors
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder of a finished benchmark")
     options = parser.parse_args()
-    try:
-        print(write_report(options.out))
-    except VoxelFMError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    print(write_report(options.out))
 
 
 if __name__ == "__main__":

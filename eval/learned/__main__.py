@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
+from voxelfm_hf.command import one_sentence_errors
 from voxelfm_hf.eval.learned.comparison import CURVE_SEEDS, QUICK, Settings, compare, curve, curve_models
 from voxelfm_hf.eval.learned.results import write_curve, write_results
-from voxelfm_hf.volumes.errors import ModelError, VoxelFMError
+from voxelfm_hf.volumes.errors import ModelError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -43,8 +44,4 @@ def main(
         typer.echo(write_results(compare(models[0], ct, out, settings), out))
 
 
-try:
-    app()
-except VoxelFMError as error:
-    typer.echo(f"voxelfm: {error}", err=True)
-    sys.exit(2)
+sys.exit(one_sentence_errors(app)())

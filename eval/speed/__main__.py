@@ -3,9 +3,12 @@
 Every line is a ratio of medians taken alternately in one process, or the peak memory of a process of its own.
 """
 
+import sys
 from typing import Annotated
 
 import typer
+
+from voxelfm_hf.command import one_sentence_errors
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -156,4 +159,4 @@ def train(
 
 
 if __name__ == "__main__":
-    app()
+    sys.exit(one_sentence_errors(app)())

@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from voxelfm_hf.command import one_sentence_errors
 from voxelfm_hf.recipes import field_lines, load_recipe
 from voxelfm_hf.training.launch import make_accelerator, stop_signals
 from voxelfm_hf.training.pretrain.collapse import collapse_metrics
@@ -195,7 +196,8 @@ def _finish(recipe: PretrainRecipe, parts: RunParts, step: int, *, command: str)
     logger.info("%s", parts.stream.summary())
 
 
-def main(words: list[str] | None = None) -> int:
+@one_sentence_errors
+def main(words: list[str] | None = None) -> None:
     """Command line entry; returns the exit code."""
     words = sys.argv[1:] if words is None else words
     parser = argparse.ArgumentParser(
@@ -210,20 +212,15 @@ def main(words: list[str] | None = None) -> int:
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     logging.getLogger("accelerate").setLevel(logging.WARNING)
-    try:
-        if options.dry_run:
-            recipe = load_recipe(
-                options.recipe, PretrainRecipe, overrides=["--data=unused", "--output_dir=unused", *overrides]
-            )
-            check(recipe)
-            launched = int(os.environ.get("WORLD_SIZE", 1))
-            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            print(describe(recipe, num_processes=launched, device=device))
-            return 0
-        recipe = load_recipe(options.recipe, PretrainRecipe, overrides=overrides)
-        command = " ".join(["accelerate launch -m voxelfm_hf.training.pretrain", *words])
-        pretrain(recipe, command=command)
-    except VoxelFMError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if options.dry_run:
+        recipe = load_recipe(
+            options.recipe, PretrainRecipe, overrides=["--data=unused", "--output_dir=unused", *overrides]
+        )
+        check(recipe)
+        launched = int(os.environ.get("WORLD_SIZE", 1))
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        print(describe(recipe, num_processes=launched, device=device))
+        return
+    recipe = load_recipe(options.recipe, PretrainRecipe, overrides=overrides)
+    command = " ".join(["accelerate launch -m voxelfm_hf.training.pretrain", *words])
+    pretrain(recipe, command=command)

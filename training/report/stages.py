@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from voxelfm_hf.command import one_sentence_errors
 from voxelfm_hf.files import written_file
 from voxelfm_hf.recipes import field_lines, load_recipe, to_values
 from voxelfm_hf.training.launch import make_accelerator, stop_signals
@@ -167,7 +168,8 @@ def _finish(recipe: ReportRecipe, number: int, accelerator: Accelerator, parts: 
     logger.info("%s", folder / "model")
 
 
-def main(words: list[str] | None = None) -> int:
+@one_sentence_errors
+def main(words: list[str] | None = None) -> None:
     """Command line entry; returns the exit code."""
     words = sys.argv[1:] if words is None else words
     parser = argparse.ArgumentParser(
@@ -183,11 +185,6 @@ def main(words: list[str] | None = None) -> int:
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     for name in ("accelerate", "httpx", "transformers"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    try:
-        recipe = load_recipe(options.recipe, ReportRecipe, overrides=overrides)
-        command = " ".join(["accelerate launch -m voxelfm_hf.training.report", *words])
-        train_reports(recipe, stage=options.stage, command=command)
-    except VoxelFMError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    recipe = load_recipe(options.recipe, ReportRecipe, overrides=overrides)
+    command = " ".join(["accelerate launch -m voxelfm_hf.training.report", *words])
+    train_reports(recipe, stage=options.stage, command=command)

@@ -3,7 +3,6 @@
 Exit codes: 0 all done, 1 a programming error (with a traceback), 2 bad input or options, 3 part of a batch failed.
 """
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -20,8 +19,8 @@ from voxelfm_hf.cli import benchmark  # noqa: F401  # isort: skip
 from voxelfm_hf.cli import confounds  # noqa: F401  # isort: skip
 from voxelfm_hf.cli import release  # noqa: F401  # isort: skip
 from voxelfm_hf.cli import space  # noqa: F401  # isort: skip
-from voxelfm_hf.cli.app import EXIT_BAD_INPUT, app, console, errors, plain, quiet_libraries
-from voxelfm_hf.volumes.errors import VoxelFMError
+from voxelfm_hf.cli.app import app, console, quiet_libraries
+from voxelfm_hf.command import one_sentence_errors
 
 
 @app.command()
@@ -39,10 +38,4 @@ def demo(
     run_demo(out, seed=seed, say=lambda text: console.print(text, highlight=False, soft_wrap=True))
 
 
-def main() -> None:
-    """Runs the command; errors a user can fix are one sentence on stderr and exit code 2."""
-    try:
-        app()
-    except VoxelFMError as error:
-        errors.print(f"[bold red]voxelfm:[/] {plain(error)}", highlight=False, soft_wrap=True)
-        sys.exit(EXIT_BAD_INPUT)
+main = one_sentence_errors(app)

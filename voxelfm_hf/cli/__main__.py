@@ -1,3 +1,5 @@
+import sys
+
 from voxelfm_hf.cli import main
 
-main()
+sys.exit(main())

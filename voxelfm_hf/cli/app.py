@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from voxelfm_hf import __version__
+from voxelfm_hf.command import EXIT_PARTLY_FAILED
 from voxelfm_hf.volumes.errors import ScanError
 
 app = typer.Typer(
@@ -30,8 +31,6 @@ Spacing = Annotated[
     str | None, typer.Option(help="Voxel size z,y,x in mm of .npy files that have no sidecar, for example 2.5,0.7,0.7.")
 ]
 
-EXIT_BAD_INPUT = 2
-EXIT_PARTLY_FAILED = 3
 FAILURES_SHOWN = 20
 
 

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from voxelfm_hf.cli.app import EXIT_PARTLY_FAILED, advance, app, console, errors, plain, progress_bar, quiet_libraries
+from voxelfm_hf.cli.app import advance, app, console, errors, plain, progress_bar, quiet_libraries
+from voxelfm_hf.command import EXIT_PARTLY_FAILED
 
 
 @app.command()

@@ -9,8 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from voxelfm_hf.cli.app import (
-    EXIT_BAD_INPUT,
-    EXIT_PARTLY_FAILED,
     AssumeHU,
     Spacing,
     advance,
@@ -34,6 +32,7 @@ from voxelfm_hf.cli.task import (
     Time,
     reading_options,
 )
+from voxelfm_hf.command import EXIT_BAD_INPUT, EXIT_PARTLY_FAILED
 from voxelfm_hf.volumes.errors import ScanError
 
 

@@ -7,8 +7,6 @@ from typing import Annotated, Any
 import typer
 
 from voxelfm_hf.cli.app import (
-    EXIT_BAD_INPUT,
-    EXIT_PARTLY_FAILED,
     AssumeHU,
     Spacing,
     app,
@@ -18,6 +16,7 @@ from voxelfm_hf.cli.app import (
     plain,
     quiet_libraries,
 )
+from voxelfm_hf.command import EXIT_BAD_INPUT, EXIT_PARTLY_FAILED
 from voxelfm_hf.volumes.errors import ModelError, ScanError
 
 

@@ -7,8 +7,6 @@ from typing import Annotated, Any
 import typer
 
 from voxelfm_hf.cli.app import (
-    EXIT_BAD_INPUT,
-    EXIT_PARTLY_FAILED,
     AssumeHU,
     ModelOption,
     Series,
@@ -16,13 +14,13 @@ from voxelfm_hf.cli.app import (
     advance,
     app,
     console,
-    errors,
     parse_spacing,
     plain,
     progress_bar,
     quiet_libraries,
     report_failures,
 )
+from voxelfm_hf.command import EXIT_BAD_INPUT, EXIT_PARTLY_FAILED, say_error
 from voxelfm_hf.hub import EMBEDDED
 from voxelfm_hf.volumes.errors import ScanError
 
@@ -50,7 +48,7 @@ def info(
             if as_json:
                 print(json.dumps({"scan": str(path), "error": str(error)}))
             else:
-                errors.print(f"[bold red]voxelfm:[/] {plain(error)}", highlight=False, soft_wrap=True)
+                say_error(error)
             continue
         if as_json:
             print(json.dumps({"scan": str(path), **facts}))

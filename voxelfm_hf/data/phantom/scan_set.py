@@ -19,7 +19,6 @@ import argparse
 import csv
 import json
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +28,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from voxelfm_hf.command import one_sentence_errors
 from voxelfm_hf.data.phantom.chest import LABELS, draw_facts, make_phantom
 from voxelfm_hf.data.phantom.facts import CONTRAST_PHASES, LESION_TYPES, PhantomFacts
 from voxelfm_hf.data.phantom.outcome import draw_outcome
@@ -214,7 +214,8 @@ def _nothing() -> None:
     """Workers need no set-up."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@one_sentence_errors
+def main(arguments: Sequence[str] | None = None) -> None:
     """Write a phantom set as the command line says."""
     parser = argparse.ArgumentParser(
         prog="python -m voxelfm_hf.data.phantom",
@@ -231,18 +232,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.count < 1 or options.scans_each < 1 or min(options.shape) < 8:
         parser.error("--count and --scans-each start at 1, --shape at 8")
-    try:
-        labels = write_phantom_set(
-            options.out,
-            count=options.count,
-            first_seed=options.first_seed,
-            shape=tuple(options.shape),
-            scans_each=options.scans_each,
-            masks=options.masks,
-            workers=options.workers,
-        )
-    except VoxelFMError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    labels = write_phantom_set(
+        options.out,
+        count=options.count,
+        first_seed=options.first_seed,
+        shape=tuple(options.shape),
+        scans_each=options.scans_each,
+        masks=options.masks,
+        workers=options.workers,
+    )
     print(labels)
-    return 0
