@@ -55,6 +55,11 @@ SCHEMA = pa.schema(
 FAILURE_FIELDS = ("id", "reason")
 
 
+def is_feature_store(folder: str | os.PathLike) -> bool:
+    """Whether a folder is a feature store."""
+    return (Path(folder) / "run.json").is_file() and any(Path(folder).glob("features-*.parquet"))
+
+
 class FeatureStore:
     """Features of scans on disk, opened for reading.
 

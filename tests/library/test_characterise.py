@@ -12,21 +12,19 @@ from huggingface_hub import DatasetCard
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
-from voxelfm_hf.data.characterise import describe, near_duplicates
+from voxelfm_hf.data.describe import describe
+from voxelfm_hf.data.describe.set_distance import compare_features, frechet_distance
+from voxelfm_hf.data.fingerprint import content_hash, fingerprint, fingerprint_distances, near_duplicates
 from voxelfm_hf.data.measure import (
     PERCENTILES,
     TISSUES_HU,
     body_region,
-    content_hash,
-    fingerprint,
-    fingerprint_distances,
     measure_volume,
     slice_profile,
     slice_regions,
 )
 from voxelfm_hf.data.phantom import make_phantom
 from voxelfm_hf.data.prepare import prepare
-from voxelfm_hf.data.set_distance import compare_features, frechet_distance
 from voxelfm_hf.data.write_scan import write_nifti
 from voxelfm_hf.modeling.configuration_voxelfm import VoxelFMConfig
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMImageProcessor

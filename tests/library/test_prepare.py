@@ -14,17 +14,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from voxelfm_hf.data import prepare_job
-from voxelfm_hf.data.dicom_facts import Pseudonyms, dicom_patient, scanner_facts
 from voxelfm_hf.data.isotropic import prepare_volume
 from voxelfm_hf.data.phantom import make_phantom
+from voxelfm_hf.data.prepare import job as prepare_job
 from voxelfm_hf.data.prepare import prepare
-from voxelfm_hf.data.prepare_job import Job, JobSettings, run_jobs
+from voxelfm_hf.data.prepare.dicom_facts import Pseudonyms, dicom_patient, scanner_facts
+from voxelfm_hf.data.prepare.job import Job, JobSettings, run_jobs
 from voxelfm_hf.data.rows import ColumnMap
 from voxelfm_hf.data.shards import ROW_GROUP_ROWS, read_volumes, shard_files, volume_row, write_shards
 from voxelfm_hf.data.skips import SkipLog
-from voxelfm_hf.data.stream import SampleStream
-from voxelfm_hf.data.stream_sources import StreamSource, open_source
+from voxelfm_hf.data.stream import SampleStream, StreamSource
+from voxelfm_hf.data.stream.opening import open_source
 from voxelfm_hf.data.write_scan import write_dicom_series, write_nifti
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMImageProcessor
 from voxelfm_hf.volumes import StoreError, Volume, read_volume
@@ -252,7 +252,7 @@ def test_a_scan_that_kills_its_process_is_named_and_the_rest_is_done(scans, tmp_
         compression="zstd", shard_bytes=1, crop_background=True, hu_range=(-1000, 1900), min_spacing_mm=0.75,
         assume_hu=False, anonymous_ids=False,
     )  # fmt: skip
-    jobs = [Job(f"{i}", [(0, i)]) for i in range(3)] + [Job("k", [(1, 7)])]
+    jobs = [Job("0", [(0, 0), (0, 1)]), Job("k", [(1, 7), (0, 2)])]
     result = run_jobs(jobs, [table, killer], settings, set(), workers=2, total=4)
     assert list(result.failed) == ["killer7.nii"] and "died" in result.failed["killer7.nii"]
     assert len(rows_of(tmp_path / "data")) == 3

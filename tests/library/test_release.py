@@ -349,7 +349,7 @@ def prepared(tmp_path) -> Path:
 
 
 def test_prepared_data_go_as_a_data_set_and_stream_back(prepared, tmp_path):
-    from voxelfm_hf.data.dataset_card import write_card
+    from voxelfm_hf.data.describe.card import write_card
 
     assert kind_of(prepared) is DATA
     description = json.loads((prepared / "description.json").read_text())
@@ -380,7 +380,7 @@ def test_prepared_data_whose_ids_are_paths_or_uids_are_refused(prepared):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from voxelfm_hf.data.dataset_card import write_card
+    from voxelfm_hf.data.describe.card import write_card
 
     write_card(prepared, json.loads((prepared / "description.json").read_text()), [], license="apache-2.0")
     shard = next(prepared.rglob("*.parquet"))

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from voxelfm_hf.data.stream import SampleStream
-from voxelfm_hf.data.stream_loader import StreamLoader
+from voxelfm_hf.data.stream import SampleStream, StreamLoader
 from voxelfm_hf.training.pretrain.crops import CropSettings, draw_size_pair, make_views
 from voxelfm_hf.training.pretrain.recipe import PretrainRecipe
 

@@ -9,8 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
-from voxelfm_hf.data.stream import SampleStream
-from voxelfm_hf.data.stream_loader import StreamLoader
+from voxelfm_hf.data.stream import SampleStream, StreamLoader
 from voxelfm_hf.training.attention import choose_attention
 from voxelfm_hf.training.checkpoints import Checkpoints
 from voxelfm_hf.training.pretrain.loader import make_loader, open_stream

@@ -80,7 +80,7 @@ def describe(
 
     Example: voxelfm describe my_scans/ --against shards --out comparison
     """
-    from voxelfm_hf.data.characterise import describe as describe_data
+    from voxelfm_hf.data.describe import describe as describe_data
 
     quiet_libraries()
     progress = progress_bar(0, "reading")

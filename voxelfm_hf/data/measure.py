@@ -1,15 +1,15 @@
-"""What one CT volume is like: tissue fractions, noise, body region, contrast, a fingerprint. Numbers, no identifiers.
+"""What one CT volume is like: tissue fractions, noise, body region, contrast. Numbers, no identifiers.
 
 All of it is estimated from the voxels on the scan's own grid, by rules that are simple enough to state; how well they
 do on scans with known answers is written in `REGION_NOTE` and `CONTRAST_NOTE`, which go into every data set card.
 """
 
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+from voxelfm_hf.data.fingerprint import fingerprint
 
 # Hounsfield ranges [low, high) of the tissue fractions; shares of all voxels of the scan, the air around it included.
 TISSUES_HU = {
@@ -20,6 +20,7 @@ TISSUES_HU = {
     "contrast_range": (100, 250),
     "bone": (250, 32768),
 }
+AXES = ("z", "y", "x")
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 REGION_NOTE = (
     "Regions are estimated by rules from the outline of the body and the shares of air and bone in each slice. Checked "
@@ -35,8 +36,6 @@ CONTRAST_NOTE = (
     "Noise is the most frequent standard deviation of 7 x 7 pixel windows in soft tissue; on the same synthetic chests "
     "it is within 12 % of the true value. Both are left open for pixels above 1.6 mm and fields of view under 100 mm."
 )
-_FINGERPRINT_EDGE = 8
-_TISSUE_HU = -300
 _SLICES = 24
 _NOISE_WINDOW = 7
 _TEXTURE_FIELD_MM = 100.0
@@ -207,56 +206,3 @@ def _filled(body: np.ndarray) -> np.ndarray:
         return np.maximum.accumulate(mask, axis) & np.flip(np.maximum.accumulate(np.flip(mask, axis), axis), axis)
 
     return between(body, 0) & between(body, 1)
-
-
-def fingerprint(hu: np.ndarray) -> list[int]:
-    """Means of 8 x 8 x 8 blocks of the body's box in HU, clipped to [-1000, 1000]; near-duplicates have close ones.
-
-    Along each axis the box leaves out 5 % of the tissue at both ends (with fractional borders), so that padding,
-    a table, another grid or noise hardly move it.
-    """
-    tissue_z = np.zeros(hu.shape[0])
-    tissue_y, tissue_x = np.zeros(hu.shape[1]), np.zeros(hu.shape[2])
-    for z, plane in enumerate(hu):
-        tissue = plane > _TISSUE_HU
-        tissue_z[z] = np.count_nonzero(tissue)
-        tissue_y += np.count_nonzero(tissue, axis=1)
-        tissue_x += np.count_nonzero(tissue, axis=0)
-    weights_z, weights_y, weights_x = (_block_weights(counts) for counts in (tissue_z, tissue_y, tissue_x))
-    # Along z plane by plane, so that no float copy of the whole scan is made.
-    blocks = np.zeros((_FINGERPRINT_EDGE, *hu.shape[1:]), np.float32)
-    for z, plane in enumerate(hu):
-        for block in np.flatnonzero(weights_z[:, z]):
-            blocks[block] += weights_z[block, z] * np.clip(plane, -1000, 1000)
-    means = weights_y @ blocks @ weights_x.T
-    return [int(v) for v in np.rint(means).ravel()]
-
-
-def _block_weights(tissue: np.ndarray) -> np.ndarray:
-    """(8, n) weights that average an axis over 8 equal parts of its box; border voxels count by their share."""
-    mass = np.concatenate([[0.0], np.cumsum(tissue)])
-    low, high = 0.0, float(len(tissue))
-    if mass[-1]:
-        # Ties (empty planes) are resolved towards the tissue by a slope too small to matter.
-        steady = mass / mass[-1] + np.arange(len(mass)) * 1e-9
-        low, high = np.interp((0.05, 0.95), steady, np.arange(len(mass)))
-    edges = np.linspace(low, high, _FINGERPRINT_EDGE + 1)
-    index = np.arange(len(tissue))
-    covered = np.maximum(np.minimum(index + 1, edges[1:, None]) - np.maximum(index, edges[:-1, None]), 0)
-    return (covered / covered.sum(1, keepdims=True)).astype(np.float32)
-
-
-def fingerprint_distances(one: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """How different a fingerprint (512,) is from others (n, 512): 0 the same, about 1.4 unrelated; offsets ignored."""
-    a = one - one.mean(-1, keepdims=True)
-    b = others - others.mean(-1, keepdims=True)
-    spread = 0.5 * ((a**2).mean(-1) + (b**2).mean(-1))
-    return np.sqrt(((a - b) ** 2).mean(-1) / np.maximum(spread, 1e-9))
-
-
-def content_hash(hu: np.ndarray, spacing: Sequence[float]) -> str:
-    """Hash of a scan's voxels and geometry: equal for the same scan in any format and orientation."""
-    digest = hashlib.sha256()
-    digest.update(json.dumps([list(hu.shape), [round(float(s), 3) for s in spacing], str(hu.dtype)]).encode())
-    digest.update(np.ascontiguousarray(hu).data)
-    return digest.hexdigest()

@@ -41,23 +41,26 @@ FACTS = pa.struct(
         ("fingerprint", pa.list_(pa.int16())),
     ]
 )
-SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("patient", pa.string()),
-        ("source", pa.string()),
-        ("volume", pa.large_binary()),
-        ("shape", _SIZES),
-        ("spacing", _LENGTHS),
-        ("original_shape", _SIZES),
-        ("original_spacing", _LENGTHS),
-        ("original_orientation", pa.string()),
-        ("box", _SIZES),
-        ("notes", pa.list_(pa.string())),
-        ("content_hash", pa.string()),
-        ("facts", FACTS),
-    ]
-)
+# Every column: its type, and what the data set card says of it. Values come from `prepare/job.py`.
+COLUMNS: dict[str, tuple[pa.DataType, str]] = {
+    "id": (pa.string(), ""),
+    "patient": (pa.string(), "a code, where known"),
+    "source": (pa.string(), ""),
+    "volume": (pa.large_binary(), ""),
+    "shape": (_SIZES, ""),
+    "spacing": (_LENGTHS, "mm"),
+    "original_shape": (_SIZES, ""),
+    "original_spacing": (_LENGTHS, ""),
+    "original_orientation": (pa.string(), ""),
+    "box": (_SIZES, "what was kept of the original grid"),
+    "notes": (pa.list_(pa.string()), "what was repaired or assumed"),
+    "content_hash": (pa.string(), ""),
+    "facts": (FACTS, "the measurements below, for each scan"),
+}
+SCHEMA = pa.schema([(name, kind) for name, (kind, _) in COLUMNS.items()])
+# What a stream reads, and the column that only data sets made by `prepare` have.
+PREPARED_COLUMNS = ("id", "volume", "shape", "spacing")
+PREPARED_MARK = "original_spacing"
 SMALL_COLUMNS = [name for name in SCHEMA.names if name != "volume"]
 
 
@@ -153,6 +156,15 @@ def _row_groups(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str,
 def shard_files(folder: str | os.PathLike) -> list[Path]:
     """The shards of a prepared data set, sorted."""
     return sorted(path for path in Path(folder).rglob("*.parquet") if not path.name.startswith("."))
+
+
+def is_prepared_data(folder: str | os.PathLike) -> bool:
+    """Whether a folder holds shards made by `prepare`."""
+    files = shard_files(folder) if os.path.isdir(folder) else []
+    try:
+        return bool(files) and PREPARED_MARK in pq.read_schema(files[0]).names
+    except (OSError, pa.ArrowException):
+        return any("train-" in file.name for file in files)
 
 
 def read_small(path: str | os.PathLike, columns: Sequence[str] = SMALL_COLUMNS) -> list[dict[str, Any]]:

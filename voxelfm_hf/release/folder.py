@@ -49,7 +49,7 @@ def kind_of(folder: Path) -> Kind:
     Raises:
         ReleaseError: it is no folder, or one of nothing that can be released.
     """
-    from voxelfm_hf.data.characterise import is_prepared_data
+    from voxelfm_hf.data.shards import is_prepared_data
 
     if not folder.is_dir():
         raise ReleaseError(f"{folder} is not a folder: name the folder of a model, a probe or prepared data")

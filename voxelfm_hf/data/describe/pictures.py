@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from voxelfm_hf.data.measure import PERCENTILES, TISSUES_HU
+from voxelfm_hf.data.measure import AXES, PERCENTILES, TISSUES_HU
 from voxelfm_hf.data.shards import shard_files
 from voxelfm_hf.files import written_file
 
@@ -19,7 +19,6 @@ logger = logging.getLogger(__name__)
 _WINDOWS_HU = {"lung": (-1350, 150), "soft": (-160, 240)}
 _INK, _ACCENT = "#33414e", "#2f6f9f"
 _COLOURS = ("#2f6f9f", "#d1793a", "#5a9a6f")
-_AXES = ("z", "y", "x")
 
 
 def save_histograms(facts: Mapping[str, list], path: str | os.PathLike) -> Path:
@@ -86,7 +85,7 @@ def _draw_axes(axis: Any, table: np.ndarray) -> None:
     low, high = float(table.min()), float(table.max())
     bins = np.linspace(low, high if high > low else low + 1, 31)
     for column in columns:
-        label = "y, x" if column == 1 and len(columns) == 2 else _AXES[column]
+        label = "y, x" if column == 1 and len(columns) == 2 else AXES[column]
         axis.hist(table[:, column], bins=bins, histtype="stepfilled", alpha=0.55, label=label, color=_COLOURS[column])
     axis.legend(fontsize=8, frameon=False)
     axis.set_ylabel("scans", fontsize=8)

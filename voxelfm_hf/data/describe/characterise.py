@@ -12,7 +12,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +20,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from voxelfm_hf.data.dataset_card import write_card
-from voxelfm_hf.data.dataset_pictures import save_contact_sheet, save_histograms
-from voxelfm_hf.data.isotropic import prepare_volume
-from voxelfm_hf.data.measure import PERCENTILES, TISSUES_HU, fingerprint_distances, measure_volume
+from voxelfm_hf.data.describe.card import write_card
+from voxelfm_hf.data.describe.pictures import save_contact_sheet, save_histograms
+from voxelfm_hf.data.describe.set_distance import distance_between
+from voxelfm_hf.data.fingerprint import near_duplicates
+from voxelfm_hf.data.measure import AXES, PERCENTILES, TISSUES_HU, measure_volume
 from voxelfm_hf.data.rows import row_id, row_volume
-from voxelfm_hf.data.set_distance import compare_features, model_features
-from voxelfm_hf.data.shards import shard_files
+from voxelfm_hf.data.shards import SMALL_COLUMNS, is_prepared_data, shard_files
 from voxelfm_hf.data.skips import SkipLog
-from voxelfm_hf.data.stream_sources import PREPARED_MARK, StreamSource, open_source
+from voxelfm_hf.data.stream.opening import open_source
+from voxelfm_hf.data.stream.sources import StreamSource
 from voxelfm_hf.files import written_file
-from voxelfm_hf.hub import resolve_model, weight_hash
-from voxelfm_hf.store import FeatureStore
+from voxelfm_hf.store import FeatureStore, is_feature_store
 from voxelfm_hf.volumes import ScanError, StoreError
 
 logger = logging.getLogger(__name__)
 
-# Copies of whole scans (less padding, half the slices, another grid, added noise) stay below 0.14, different patients
-# above 0.2; copies of crops of a few slices can reach 0.25 on another grid and are then missed.
-NEAR_DUPLICATE = 0.15
 _QUANTILES = {"min": 0, "p5": 5, "p25": 25, "median": 50, "p75": 75, "p95": 95, "max": 100}
-_AXES = ("z", "y", "x")
-_MOST_COMPARED = 100_000
 _MOST_LISTED = 1000
 _CONTACT_SHEET = 24
 
@@ -93,7 +88,7 @@ def describe(
     if is_prepared:
         description |= _left_out(folder)
     if against is not None:
-        description["distance"] = _distance(folder, Path(against), model, max_scans)
+        description["distance"] = distance_between(folder, Path(against), model, max_scans)
     out.mkdir(parents=True, exist_ok=True)
     pictures = [save_histograms(facts, out / "pictures" / "distributions.png")]
     if is_prepared:
@@ -103,20 +98,6 @@ def describe(
         temporary.write_text(json.dumps(description, indent=2, allow_nan=False), encoding="utf-8")
     write_card(out, description, pictures, license=license)
     return description
-
-
-def is_prepared_data(folder: str | os.PathLike) -> bool:
-    """Whether a folder holds shards made by `prepare`."""
-    files = shard_files(folder) if os.path.isdir(folder) else []
-    try:
-        return bool(files) and PREPARED_MARK in pq.read_schema(files[0]).names
-    except (OSError, pa.ArrowException):
-        return any("train-" in file.name for file in files)
-
-
-def is_feature_store(folder: str | os.PathLike) -> bool:
-    """Whether a folder is a feature store (`voxelfm_hf.store`)."""
-    return (Path(folder) / "run.json").is_file() and any(Path(folder).glob("features-*.parquet"))
 
 
 def _store_facts(folder: Path) -> dict[str, list]:
@@ -132,17 +113,15 @@ def _store_facts(folder: Path) -> dict[str, list]:
 
 def _prepared_facts(folder: Path) -> dict[str, list]:
     """Columns of all shards, voxels left out: {"id": [...], "fingerprint": [array], ...}."""
-    columns = ["id", "patient", "source", "shape", "spacing", "original_shape", "original_spacing"]
-    columns += ["original_orientation", "notes", "facts"]
     facts: dict[str, list] = {}
     for file in shard_files(folder):
         try:
-            table = pq.read_table(file, columns=columns, partitioning=None)
+            table = pq.read_table(file, columns=SMALL_COLUMNS, partitioning=None)
         except (OSError, pa.ArrowException) as error:
             logger.warning("%s is left out: %s", file.name, str(error).split("\n")[0])
             continue
         nested = table["facts"].combine_chunks()
-        for name in columns[:-1]:
+        for name in table.drop_columns(["facts"]).column_names:
             facts.setdefault(name, []).extend(table[name].to_pylist())
         for field in nested.type:
             values = nested.field(field.name)
@@ -162,7 +141,6 @@ def _scan_facts(data: Any, progress: Callable[[int, int], None] | None) -> dict[
     failed = 0
     for unit in range(source.units):
         for position, row in enumerate(source.read(unit)):
-            assert source.columns is not None
             name = row_id(row, source.columns, f"{source.label(unit)} row {position}")
             try:
                 volume = row_volume(row, source.columns, name=name)
@@ -229,38 +207,6 @@ def _summary(facts: Mapping[str, list]) -> dict[str, Any]:
     return summary
 
 
-def near_duplicates(ids: list[str], fingerprints: np.ndarray, *, limit: float = NEAR_DUPLICATE) -> list[dict[str, Any]]:
-    """Pairs of scans whose fingerprints hardly differ, closest first.
-
-    Args:
-        ids: names (n).
-        fingerprints: (n, 512), as from `measure.fingerprint`.
-        limit: largest `fingerprint_distances` of a pair.
-
-    Returns:
-        [{"id", "other", "distance"}].
-    """
-    if len(ids) > _MOST_COMPARED:
-        logger.warning("near-duplicates are looked for among the first %d scans only", _MOST_COMPARED)
-    values = fingerprints[:_MOST_COMPARED].astype(np.float32)
-    values -= values.mean(1, keepdims=True)
-    power = (values**2).mean(1)
-    found: list[dict[str, Any]] = []
-    for start in range(0, len(values), 1024):
-        block = slice(start, start + 1024)
-        inner = values[block] @ values.T / values.shape[1]
-        spread = 0.5 * (power[block, None] + power[None])
-        with np.errstate(invalid="ignore", divide="ignore"):
-            squared = (2 * spread - 2 * inner) / spread
-        rows, columns = np.nonzero(squared < (limit + 0.01) ** 2)  # rounding of float32; made exact below
-        for row, column in zip(rows + start, columns, strict=True):
-            if column > row and power[row] > 1:
-                distance = float(fingerprint_distances(fingerprints[row].astype(float), fingerprints[column][None])[0])
-                if distance < limit:
-                    found.append({"id": ids[row], "other": ids[column], "distance": round(distance, 4)})
-    return sorted(found, key=lambda pair: pair["distance"])
-
-
 def _left_out(folder: Path) -> dict[str, Any]:
     """How many scans failed and how many were exact duplicates, from what `prepare` wrote."""
     counts = {}
@@ -269,47 +215,6 @@ def _left_out(folder: Path) -> dict[str, Any]:
         if file.is_file():
             counts[key] = max(0, len(file.read_text(encoding="utf-8").splitlines()) - 1)
     return counts
-
-
-def _distance(data: Path, against: Path, model: str | os.PathLike | None, max_scans: int) -> dict[str, Any]:
-    sides = []
-    for folder in (against, data):
-        if is_feature_store(folder):
-            store = FeatureStore(folder)
-            sides.append((store.ids, store.cls, store.run.get("weight_hash")))
-        elif model is None:
-            raise StoreError(f"{folder}: it is no feature store, so a model is needed for the comparison; name one.")
-        else:
-            ids, features = model_features(_volumes(folder, max_scans), model)
-            sides.append((ids, features, weight_hash(resolve_model(str(model)))))
-    (_, reference, first), (ids, features, second) = sides
-    if first != second:
-        raise StoreError(f"{data} and {against}: their features come from different weights; use one model for both.")
-    name = None if model is None else Path(model).name
-    return {"against": against.resolve().name, "model": name, **compare_features(reference, features, ids=ids)}
-
-
-def _volumes(folder: Path, most: int) -> Iterator[tuple[str, np.ndarray, tuple[float, ...]]]:
-    """(id, HU, spacing) of up to `most` scans of a source, drawn with a fixed seed."""
-    source = open_source(StreamSource.of(folder), SkipLog())
-    given = 0
-    for unit in np.random.default_rng(0).permutation(source.units):
-        for position, row in enumerate(source.read(int(unit))):
-            if given == most:
-                return
-            try:
-                if getattr(source, "prepared", False):
-                    sample = source.sample(row, source.label(int(unit)), min_side=1)
-                    yield sample["id"], sample["hu"], sample["spacing"]
-                else:
-                    assert source.columns is not None
-                    name = row_id(row, source.columns, f"{source.label(int(unit))} row {position}")
-                    prepared = prepare_volume(row_volume(row, source.columns, name=name))
-                    yield name, prepared.hu, prepared.spacing
-            except ScanError as error:
-                logger.warning("left out: %s", error)
-                continue
-            given += 1
 
 
 def _quantiles(values: Any) -> dict[str, float | int] | None:
@@ -323,7 +228,7 @@ def _quantiles(values: Any) -> dict[str, float | int] | None:
 
 def _by_axis(triples: list) -> dict[str, Any]:
     table = np.array(triples, float)
-    return {axis: _quantiles(table[:, index]) for index, axis in enumerate(_AXES)}
+    return {axis: _quantiles(table[:, index]) for index, axis in enumerate(AXES)}
 
 
 def _without_numbers(note: str) -> str:

@@ -1,17 +1,82 @@
 """How far one set of scans lies from another in a model's features: Fréchet distance and nearest neighbours."""
 
+import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from voxelfm_hf.volumes import StoreError
+from voxelfm_hf.data.isotropic import prepare_volume
+from voxelfm_hf.data.rows import row_id, row_volume
+from voxelfm_hf.data.skips import SkipLog
+from voxelfm_hf.data.stream.opening import open_source
+from voxelfm_hf.data.stream.sources import StreamSource
+from voxelfm_hf.hub import load, resolve_model, weight_hash
+from voxelfm_hf.store import FeatureStore, is_feature_store
+from voxelfm_hf.volumes import ScanError, StoreError
+
+logger = logging.getLogger(__name__)
 
 _FEWEST = 5
 _DRAWS = 5
 _FARTHEST = 20
 _BLOCK = 1024
+
+
+def distance_between(data: Path, against: Path, model: str | os.PathLike | None, max_scans: int) -> dict[str, Any]:
+    """How far the scans of one data set lie from those of another, each a feature store or embedded here.
+
+    Args:
+        data: folder of the scans.
+        against: folder of the reference.
+        model: folder or Hub id; not needed between two feature stores.
+        max_scans: at most so many scans a side are embedded.
+
+    Returns:
+        What `compare_features` returns, with "against" and "model".
+
+    Raises:
+        StoreError: no model where one is needed, or features of different weights.
+    """
+    sides = []
+    for folder in (against, data):
+        if is_feature_store(folder):
+            store = FeatureStore(folder)
+            sides.append((store.ids, store.cls, store.run.get("weight_hash")))
+        elif model is None:
+            raise StoreError(f"{folder}: it is no feature store, so a model is needed for the comparison; name one.")
+        else:
+            ids, features = model_features(_volumes(folder, max_scans), model)
+            sides.append((ids, features, weight_hash(resolve_model(str(model)))))
+    (_, reference, first), (ids, features, second) = sides
+    if first != second:
+        raise StoreError(f"{data} and {against}: their features come from different weights; use one model for both.")
+    name = None if model is None else Path(model).name
+    return {"against": against.resolve().name, "model": name, **compare_features(reference, features, ids=ids)}
+
+
+def _volumes(folder: Path, most: int) -> Iterator[tuple[str, np.ndarray, tuple[float, ...]]]:
+    """(id, HU, spacing) of up to `most` scans of a source, drawn with a fixed seed."""
+    source = open_source(StreamSource.of(folder), SkipLog())
+    given = 0
+    for unit in np.random.default_rng(0).permutation(source.units):
+        for position, row in enumerate(source.read(int(unit))):
+            if given == most:
+                return
+            try:
+                if source.prepared:
+                    sample = source.sample(row, source.label(int(unit)), min_side=1)
+                    yield sample["id"], sample["hu"], sample["spacing"]
+                else:
+                    name = row_id(row, source.columns, f"{source.label(int(unit))} row {position}")
+                    prepared = prepare_volume(row_volume(row, source.columns, name=name))
+                    yield name, prepared.hu, prepared.spacing
+            except ScanError as error:
+                logger.warning("left out: %s", error)
+                continue
+            given += 1
 
 
 def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
@@ -121,8 +186,6 @@ def model_features(
         (ids, CLS features (n, C) float32).
     """
     import torch
-
-    from voxelfm_hf.hub import load
 
     network, processor = load(str(model))
     ids, rows = [], []

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from voxelfm_hf.cards import NO_LICENSE, TAGS, cell, render_card
-from voxelfm_hf.data.measure import CONTRAST_NOTE, REGION_NOTE, TISSUES_HU
+from voxelfm_hf.data.measure import AXES, CONTRAST_NOTE, REGION_NOTE, TISSUES_HU
+from voxelfm_hf.data.shards import COLUMNS
 from voxelfm_hf.files import written_file
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-_AXES = ("z", "y", "x")
 _MARKS = ("<!-- origin, terms and citation: what you write below this line is kept -->", "<!-- end of what is kept -->")
 
 
@@ -49,6 +49,7 @@ def write_card(
     )
     values = {
         "description": description,
+        "columns": ", ".join(f"`{name}`" + (f" ({about})" if about else "") for name, (_, about) in COLUMNS.items()),
         "own_text": f"{_MARKS[0]}\n{own_text}{_MARKS[1]}",
         "geometry": _geometry(description),
         "tissues": _tissues(description),
@@ -92,7 +93,7 @@ def _geometry(description: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = []
     for key, title in names.items():
         if key in description:
-            rows += [(f"{title}, {axis}", _spread(description[key][axis])) for axis in _AXES]
+            rows += [(f"{title}, {axis}", _spread(description[key][axis])) for axis in AXES]
     if description.get("noise_hu"):
         known = description["noise_hu"]["known"]
         rows.append((f"noise in soft tissue (HU), known for {known}", _spread(description["noise_hu"])))

@@ -1,7 +1,7 @@
 """Any scans -> a data set for pre-training: checked, cropped, resampled, shuffled into Parquet shards, described.
 
-    out/data/train-00000-of-00012.parquet ...   the scans (columns: shards.SCHEMA)
-    out/README.md, description.json, pictures/  what is in it (characterise.py)
+    out/data/train-00000-of-00012.parquet ...   the scans (columns: data/shards.py)
+    out/README.md, description.json, pictures/  what is in it (data/describe)
     out/failures.csv, duplicates.csv            what is not in it, and why
     out/prepare.json                            how it was made; a later run with other settings is refused
     out.salt (beside it, never inside)          the secret behind patient codes
@@ -11,31 +11,32 @@ at 436 MB/s, zstd-1 0.64 and 403, zstd-9 0.51 and 415 (but writes four times slo
 and network are the scarcer resource of a training run, so zstd-3 it is; `compression="lz4"` is there for fast disks.
 """
 
-import csv
-import json
-import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from voxelfm_hf.data import prepare_job
-from voxelfm_hf.data.prepare_job import Job, JobResult, JobSettings
+from voxelfm_hf.data.prepare.folder import (
+    add_names,
+    alone_in,
+    check_settings,
+    drop_repeated,
+    known_scans,
+    number_shards,
+    write_table,
+)
+from voxelfm_hf.data.prepare.job import Job, JobResult, JobSettings, run_jobs, stored_id
 from voxelfm_hf.data.rows import ColumnMap
-from voxelfm_hf.data.shards import SCHEMA, SHARD_BYTES, read_small, read_volumes, shard_files, volume_row, write_shards
+from voxelfm_hf.data.shards import SHARD_BYTES, read_small
 from voxelfm_hf.data.skips import SkipLog
-from voxelfm_hf.data.stream_sources import OpenSource, StreamSource, open_source
-from voxelfm_hf.files import written_file
+from voxelfm_hf.data.stream.opening import open_source
+from voxelfm_hf.data.stream.sources import OpenSource, StreamSource
 from voxelfm_hf.modeling.resampling_voxelfm import HU_RANGE, MIN_SPACING_MM
 from voxelfm_hf.volumes import StoreError, find_scans
-
-logger = logging.getLogger(__name__)
 
 _UNKNOWN_BYTES = 50_000_000
 Progress = Callable[[int, int], None]
@@ -123,10 +124,10 @@ def prepare(
         anonymous_ids=anonymous_ids,
     )
     _check_inside(out, Path(settings.salt_file))
-    with _alone_in(out):
+    with alone_in(out):
         summary = _prepare(out, settings, _sources(sources, columns, name), seed, workers, progress)
         if describe and summary.scans:
-            from voxelfm_hf.data.characterise import describe as characterise
+            from voxelfm_hf.data.describe import describe as characterise
 
             characterise(out, license=license)
     summary.seconds = time.monotonic() - start
@@ -142,30 +143,30 @@ def _prepare(
     progress: Progress | None,
 ) -> PrepareSummary:
     """`prepare` without the description, while no other run writes to the folder."""
-    _check_settings(out, settings)
+    check_settings(out, settings)
     for leftover in (out / "data").glob(".train-*"):  # of a run that was killed while it wrote
         leftover.unlink()
     skips = SkipLog()
     opened = [open_source(source, skips) for source in sources]
     for source in opened:
-        if getattr(source, "prepared", False):
+        if source.prepared:
             raise StoreError(f"{source.name}: it is a prepared data set already; train on it as it is.")
-    known, duplicates = _known(out)
+    known, duplicates = known_scans(out)
     done = known | set(duplicates)
     jobs, total = _jobs(opened, settings, done, seed)
     result = JobResult()
     if jobs:
         processes = _worker_count(workers, jobs)
-        result = prepare_job.run_jobs(jobs, opened, settings, done, workers=processes, total=total, progress=progress)
+        result = run_jobs(jobs, opened, settings, done, workers=processes, total=total, progress=progress)
     failed = {entry["id"]: entry["reason"] for entry in skips.entries()} | result.failed
-    duplicates |= _drop_repeated(out, failed, settings.compression)
-    shards = _rename(out / "data")
+    duplicates |= drop_repeated(out, failed, settings.compression)
+    shards = number_shards(out / "data")
     if not shards and not failed:
         raise StoreError(f"{out}: no scans were found to prepare.")
-    _write_csv(out / "failures.csv", ["id", "reason"], failed.items())
-    _write_csv(out / "duplicates.csv", ["id", "duplicate_of"], duplicates.items())
+    write_table(out / "failures.csv", ["id", "reason"], failed.items())
+    write_table(out / "duplicates.csv", ["id", "duplicate_of"], duplicates.items())
     if settings.anonymous_ids:
-        _write_names(out.with_name(out.name + ".ids.csv"), result.names)
+        add_names(out.with_name(out.name + ".ids.csv"), result.names)
     ids = {row["id"] for shard in shards for row in read_small(shard, ["id"])}
     return PrepareSummary(len(ids), len(ids - known), len(shards), failed, duplicates)
 
@@ -189,76 +190,9 @@ def _sources(sources: Any, columns: Any, name: str | None) -> list[StreamSource]
     return made
 
 
-@contextmanager
-def _alone_in(out: Path) -> Iterator[None]:
-    """Keep other runs out of the folder; the lock goes with the process, however it ends."""
-    import fcntl
-
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        handle = open(out / ".lock", "w")  # noqa: SIM115 (held open for the whole run)
-    except OSError as error:
-        raise StoreError(f"{out}: it cannot be written ({error.strerror}); name another folder.") from None
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise StoreError(
-                f"{out}: another run is preparing data there; wait for it or name another folder."
-            ) from None
-        yield
-
-
 def _check_inside(out: Path, salt: Path) -> None:
     if salt.resolve().is_relative_to(out.resolve()):
         raise StoreError(f"{salt}: the secret of the patient codes must lie outside the data set folder {out}.")
-
-
-def _check_settings(out: Path, settings: JobSettings) -> None:
-    """Refuse to mix scans that were prepared differently; note the settings of a new folder."""
-    if settings.compression not in ("zstd", "lz4", "none"):
-        raise StoreError(f'compression must be "zstd", "lz4" or "none", got {settings.compression!r}.')
-    file = out / "prepare.json"
-    mine: dict[str, Any] = {
-        "crop_background": settings.crop_background,
-        "hu_range": list(settings.hu_range),
-        "min_spacing_mm": settings.min_spacing_mm,
-        "anonymous_ids": settings.anonymous_ids,
-    }
-    if file.exists():
-        try:
-            theirs = json.loads(file.read_text())["settings"]
-        except (OSError, ValueError, KeyError, TypeError):
-            raise StoreError(f"{file}: it is damaged; delete it or prepare into a new folder.") from None
-        for key, value in mine.items():
-            if theirs.get(key) != value:
-                raise StoreError(
-                    f"{out}: it was prepared with {key} = {theirs.get(key)}, now it is {value}; use the same settings "
-                    "or a new folder."
-                )
-        return
-    if shard_files(out / "data"):
-        raise StoreError(f"{out}: it holds Parquet files but no prepare.json; name a new folder.")
-    with written_file(file) as temporary:
-        facts = {"settings": mine, "voxelfm_hf": _version(), "columns": SCHEMA.names}
-        temporary.write_text(json.dumps(facts, indent=2))
-
-
-def _known(out: Path) -> tuple[set[str], dict[str, str]]:
-    """(ids in the shards, duplicates named by earlier runs); broken shards are removed, their scans are done again."""
-    known: set[str] = set()
-    for shard in shard_files(out / "data"):
-        try:
-            known |= {row["id"] for row in read_small(shard, ["id"])}
-        except StoreError as error:
-            logger.warning("%s", error)
-            os.replace(shard, shard.with_suffix(".broken"))
-    duplicates = {}
-    file = out / "duplicates.csv"
-    if file.exists():
-        with open(file, newline="", encoding="utf-8") as handle:
-            duplicates = {row["id"]: row["duplicate_of"] for row in csv.DictReader(handle)}
-    return known, {one: other for one, other in duplicates.items() if other in known}
 
 
 def _jobs(opened: list[OpenSource], settings: JobSettings, done: set[str], seed: int) -> tuple[list[Job], int]:
@@ -267,7 +201,7 @@ def _jobs(opened: list[OpenSource], settings: JobSettings, done: set[str], seed:
     for index, source in enumerate(opened):
         for unit in range(source.units):
             item = source.unit_id(unit)
-            if item is None or prepare_job.stored_id(item, settings) not in done:
+            if item is None or stored_id(item, settings) not in done:
                 todo.append((index, unit))
     if not todo:
         return [], 0
@@ -309,89 +243,3 @@ def _worker_count(workers: int | None, jobs: list[Job]) -> int:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 << 30
         workers = max(1, min(cores, memory // (3 << 30)))
     return max(1, min(int(workers), len(jobs)))
-
-
-def _drop_repeated(out: Path, failed: dict[str, str], compression: str) -> dict[str, str]:
-    """Drop scans whose content (or id) is in the data set already, the later one; id -> id of the one that is kept."""
-    first_of: dict[str, str] = {}
-    ids: set[str] = set()
-    duplicates: dict[str, str] = {}
-    shards = sorted(shard_files(out / "data"), key=_age)
-    rows = [
-        (shard, position, row)
-        for shard in shards
-        for position, row in enumerate(read_small(shard, ["id", "content_hash"]))
-    ]
-    older = [entry for entry in rows if "-of-" in entry[0].name]
-    # Scans of earlier runs stay; among new ones the first id in alphabetical order does, whatever the shuffle.
-    newer = sorted((entry for entry in rows if "-of-" not in entry[0].name), key=lambda entry: entry[2]["id"])
-    drop: dict[Path, list[int]] = {}
-    for shard, position, row in older + newer:
-        item, content = row["id"], row["content_hash"]
-        if item in ids:
-            failed[item] = "its id occurs more than once; make ids unique"
-        elif content in first_of:
-            duplicates[item] = first_of[content]
-            logger.warning("%s was dropped: it has the same content as %s", item, first_of[content])
-        else:
-            first_of[content] = item
-            ids.add(item)
-            continue
-        drop.setdefault(shard, []).append(position)
-    for shard, positions in drop.items():
-        _rewrite(shard, positions, compression)
-    return duplicates
-
-
-def _rewrite(shard: Path, drop: list[int], compression: str) -> None:
-    """Write a shard again without the rows of these positions; remove it if none is left."""
-
-    def kept() -> Iterable[dict[str, Any]]:
-        for position, row in enumerate(read_volumes(shard)):
-            if position not in drop:
-                hu, spacing = row.pop("hu"), row.pop("spacing")
-                row.pop("shape")
-                yield volume_row(hu, spacing, **row)
-
-    if not write_shards([shard], kept(), compression=compression):
-        shard.unlink()
-
-
-def _age(shard: Path) -> tuple[bool, str]:
-    return ("-of-" not in shard.name, shard.name)
-
-
-def _rename(folder: Path) -> list[Path]:
-    """Number the shards as the Hub does; a crash in between leaves odd names, which the next run puts right."""
-    files = sorted(shard_files(folder), key=_age)
-    wanted = [folder / f"train-{index:05d}-of-{len(files):05d}.parquet" for index in range(len(files))]
-    free = [path for path in wanted if path not in set(files)]
-    for file in files:
-        if file not in set(wanted):
-            os.replace(file, free.pop(0))
-    return wanted
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[tuple[str, str]]) -> None:
-    with written_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(sorted(rows))
-
-
-def _write_names(path: Path, names: dict[str, str]) -> None:
-    """The list behind anonymous ids, for its owner only; it grows over runs."""
-    if path.exists():
-        with open(path, newline="", encoding="utf-8") as file:
-            names = {row["id"]: row["original"] for row in csv.DictReader(file)} | names
-    _write_csv(path, ["id", "original"], names.items())
-    os.chmod(path, 0o600)
-
-
-def _version() -> str:
-    try:
-        return metadata.version("voxelfm-hf")
-    except metadata.PackageNotFoundError:
-        from voxelfm_hf import __version__
-
-        return __version__

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.utils.data
 
-from voxelfm_hf.data.stream import SampleStream
+from voxelfm_hf.data.stream.samples import SampleStream
 from voxelfm_hf.volumes import StoreError, VoxelFMError
 
 
@@ -15,18 +15,15 @@ class StreamLoader:
     """A `torch` DataLoader over a stream whose position is that of the batches handed out, not of those prefetched.
 
     Every batch carries its reader's position after it, so saving needs no question to a worker. Iterating again goes
-    on where the last iteration stopped; `stream.set_epoch` through `set_epoch` starts a pass.
+    on where the last iteration stopped. Samples at the end of a stream with `passes` that fill no batch
+    are dropped.
 
     Args:
         stream: the samples.
         batch_size: samples a batch.
         num_workers: loader processes; 0 reads in this one.
-        transform: called on each sample where it is read, for example to cut crops.
         collate: makes a batch of a list of samples, where they are read; by default the list itself.
-        prefetch_factor: batches read ahead by a worker.
         pin_memory: copy batches to page-locked memory for a GPU.
-        drop_last: leave out a last batch that is smaller (only in a stream with `passes`).
-        multiprocessing_context: how workers start ("fork", "spawn", "forkserver"); the default is torch's.
     """
 
     def __init__(
@@ -35,29 +32,14 @@ class StreamLoader:
         *,
         batch_size: int,
         num_workers: int = 0,
-        transform: Callable[[dict[str, Any]], Any] | None = None,
         collate: Callable[[Sequence[Any]], Any] = list,
-        prefetch_factor: int = 2,
         pin_memory: bool = False,
-        drop_last: bool = True,
-        multiprocessing_context: str | None = None,
     ) -> None:
         self.stream = stream
         self.batch_size, self.num_workers = batch_size, num_workers
-        self._dataset = _Batches(stream, batch_size, transform, collate, drop_last)
-        self._options: dict[str, Any] = {"pin_memory": pin_memory}
-        if num_workers:
-            self._options |= {
-                "prefetch_factor": prefetch_factor,
-                "multiprocessing_context": multiprocessing_context,
-            }
+        self._dataset = _Batches(stream, batch_size, collate)
+        self._pin_memory = pin_memory
         self._states: list[dict[str, Any]] | None = None
-        self._next_worker = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Start the next iteration at this pass over the data."""
-        self.stream.set_epoch(epoch)
-        self._states = None
         self._next_worker = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -91,7 +73,7 @@ class StreamLoader:
             collate_fn=_unchanged,
             # Its own generator: otherwise every new iterator draws from the global one, and a resumed run diverges.
             generator=torch.Generator().manual_seed(self.stream.seed),
-            **self._options,
+            pin_memory=self._pin_memory,
         )
         for batch, worker, state in loader:
             if isinstance(batch, _Failure):
@@ -120,13 +102,10 @@ class _Batches(torch.utils.data.IterableDataset):
         self,
         stream: SampleStream,
         batch_size: int,
-        transform: Callable[[dict[str, Any]], Any] | None,
         collate: Callable[[Sequence[Any]], Any],
-        drop_last: bool,
     ) -> None:
         super().__init__()
-        self.stream, self.batch_size, self.drop_last = stream, batch_size, drop_last
-        self.transform, self.collate = transform, collate
+        self.stream, self.batch_size, self.collate = stream, batch_size, collate
 
     def __iter__(self) -> Iterator[tuple[Any, int, dict[str, Any]]]:
         samples: list[Any] = []
@@ -138,17 +117,12 @@ class _Batches(torch.utils.data.IterableDataset):
                 yield _Failure(type(error), str(error)), 0, {}
                 return
             if sample is None:
-                break
-            samples.append(sample if self.transform is None else self.transform(sample))
+                return
+            samples.append(sample)
             if len(samples) == self.batch_size:
-                yield self._batch(samples)
+                state = self.stream.state_dict()
+                yield self.collate(samples), state["worker"], state
                 samples = []
-        if samples and not self.drop_last:
-            yield self._batch(samples)
-
-    def _batch(self, samples: list[Any]) -> tuple[Any, int, dict[str, Any]]:
-        state = self.stream.state_dict()
-        return self.collate(samples), state["worker"], state
 
 
 def _unchanged(value: Any) -> Any:

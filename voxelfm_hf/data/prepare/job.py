@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from voxelfm_hf.data.dicom_facts import Pseudonyms, dicom_patient, scanner_facts
+from voxelfm_hf.data.fingerprint import content_hash
 from voxelfm_hf.data.isotropic import prepare_volume
-from voxelfm_hf.data.measure import content_hash, measure_volume
+from voxelfm_hf.data.measure import measure_volume
+from voxelfm_hf.data.prepare.dicom_facts import Pseudonyms, dicom_patient, scanner_facts
 from voxelfm_hf.data.rows import row_id, row_volume
 from voxelfm_hf.data.shards import volume_row, write_shards
-from voxelfm_hf.data.stream_sources import OpenSource
+from voxelfm_hf.data.stream.sources import OpenSource
 from voxelfm_hf.read_ahead import WorkerCrash, read_ahead
 from voxelfm_hf.volumes import ScanError, StoreError
 
@@ -114,7 +115,7 @@ def _prepared_rows(
             continue
         marker.write_text(stored_id(label, settings), encoding="utf-8")
         for position, row in enumerate(_readable_rows(source, unit, stored_id(label, settings), result)):
-            original = row_id(row, source.columns, f"{label} row {position}")  # type: ignore[arg-type]
+            original = row_id(row, source.columns, f"{label} row {position}")
             item = stored_id(original, settings)
             if item in done:
                 continue
@@ -157,7 +158,6 @@ def _prepared_row(
     row: Mapping[str, Any], source: OpenSource, settings: JobSettings, *, item: str, original: str
 ) -> dict[str, Any]:
     columns = source.columns
-    assert columns is not None
     volume = row_volume(row, columns, name=original, assume_hu=settings.assume_hu or source.assume_hu)
     try:
         prepared = prepare_volume(
@@ -192,7 +192,7 @@ def _prepared_row(
 
 def _plain_reason(reason: str, row: Mapping[str, Any], source: OpenSource, *, original: str, item: str) -> str:
     """The reason without the user's folders (the file may be published with the data set)."""
-    value = row.get(source.columns.volume) if source.columns else None
+    value = row.get(source.columns.volume)
     for text in (value if isinstance(value, str) else "", original):
         if text:
             reason = reason.replace(text, item)
