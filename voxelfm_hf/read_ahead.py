@@ -18,7 +18,7 @@ def read_ahead(
     tasks: Iterable[Any],
     *,
     workers: int,
-    setup: Callable[..., None],
+    setup: Callable[..., None] | None = None,
     setup_args: tuple = (),
 ) -> Iterator[tuple[Any, Any]]:
     """Runs `work(task)` for every task, `workers` + 1 tasks ahead of the consumer at most.
@@ -27,14 +27,15 @@ def read_ahead(
         work: A module-level function; its results travel through a pipe.
         tasks: What to work on.
         workers: Processes to start; 0 does the work in this process.
-        setup: Called once in every process that works, with `setup_args`.
+        setup: Called once in every process that works, with `setup_args`; None where nothing has to be set up.
         setup_args: Arguments of `setup`.
 
     Yields:
         (task, result) in the order of the tasks; the result is a `WorkerCrash` where the process died.
     """
     if workers < 1:
-        setup(*setup_args)
+        if setup is not None:
+            setup(*setup_args)
         yield from ((task, work(task)) for task in tasks)
         return
     waiting = iter(tasks)
@@ -77,7 +78,7 @@ def read_ahead(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _pool(workers: int, setup: Callable[..., None], setup_args: tuple) -> ProcessPoolExecutor:
+def _pool(workers: int, setup: Callable[..., None] | None, setup_args: tuple) -> ProcessPoolExecutor:
     # spawn: a forked copy of a process with torch threads or a CUDA context can hang
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(workers, mp_context=context, initializer=setup, initargs=setup_args)

@@ -34,7 +34,7 @@ def make_label_maps(
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if len(todo) >= _FEWEST_FOR_PROCESSES else 0
     failed = {}
-    made = read_ahead(partial(_try, make), todo, workers=workers, setup=_nothing)
+    made = read_ahead(partial(_try, make), todo, workers=workers)
     for job, reason in tqdm(made, total=len(todo), desc="label maps", unit="scan", disable=None):
         if isinstance(reason, WorkerCrash):
             reason = "its process died (not enough memory, or a damaged file)"
@@ -117,7 +117,3 @@ def _try(make: Callable[..., None], job: tuple[Any, ...]) -> str | None:
     except VoxelFMError as error:
         return str(error)
     return None
-
-
-def _nothing() -> None:
-    """Workers need no set-up."""

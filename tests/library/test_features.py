@@ -301,19 +301,15 @@ def _double(task):
     return task * 2
 
 
-def _nothing():
-    pass
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_read_ahead_keeps_the_order(workers):
-    pairs = list(read_ahead(_double, range(9), workers=workers, setup=_nothing))
+    pairs = list(read_ahead(_double, range(9), workers=workers))
     assert pairs == [(n, 2 * n) for n in range(9)]
 
 
 def test_a_crashed_worker_costs_one_task():
     tasks = ["a", "b", "crash", "c", "d", "e"]
-    results = dict(read_ahead(_double, tasks, workers=2, setup=_nothing))
+    results = dict(read_ahead(_double, tasks, workers=2))
     assert isinstance(results.pop("crash"), WorkerCrash)
     assert results == {name: name * 2 for name in "abcde"}
 

@@ -18,18 +18,11 @@ from voxelfm_hf.data.phantom.findings import (
     paint_pericardial_effusion,
     place_lesion,
 )
-from voxelfm_hf.data.phantom.organs import (
-    LABELS,
-    Tissue,
-    paint_abdomen,
-    paint_lungs,
-    paint_mediastinum,
-    paint_skeleton,
-    paint_table,
-    paint_wall,
-)
+from voxelfm_hf.data.phantom.organs import paint_abdomen, paint_lungs, paint_mediastinum, paint_wall
 from voxelfm_hf.data.phantom.scanner import add_scanner, slice_profile
 from voxelfm_hf.data.phantom.shapes import Canvas, Grid
+from voxelfm_hf.data.phantom.skeleton import paint_skeleton, paint_table
+from voxelfm_hf.data.phantom.tissues import LABELS, Tissue
 from voxelfm_hf.volumes import Volume
 
 _ANATOMY, _NOISE = 10, 11

@@ -3,7 +3,6 @@
 import numpy as np
 
 from voxelfm_hf.data.phantom.facts import Body, Findings, Lesion
-from voxelfm_hf.data.phantom.organs import LABELS
 from voxelfm_hf.data.phantom.shapes import Canvas, Ellipsoid, curve, smooth_noise
 from voxelfm_hf.data.phantom.thorax import (
     LEFT,
@@ -14,6 +13,7 @@ from voxelfm_hf.data.phantom.thorax import (
     lung_points,
     resample_path,
 )
+from voxelfm_hf.data.phantom.tissues import LABELS
 
 SIDES = {"right": RIGHT, "left": LEFT}
 LESION_HU = {  # ends of the range that Lesion.density moves in

@@ -6,32 +6,186 @@ what is present in a few words. The labeller of the 18 chest findings (`voxelfm_
 back from either.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from voxelfm_hf.data.phantom.facts import Findings, Lesion, PhantomFacts
+from voxelfm_hf.data.phantom.facts import PhantomFacts
 
 _REPORT, _IMPRESSION = 30, 31
 # How often an absent finding is denied.
 DENIED = 0.35
-# Which of the 18 findings of chest CT reports a finding of the phantom is.
-REPORT_FINDINGS = {
-    "pleural_effusion": "Pleural effusion",
-    "emphysema": "Emphysema",
-    "consolidation": "Consolidation",
-    "cardiomegaly": "Cardiomegaly",
-    "pericardial_effusion": "Pericardial effusion",
-    "coronary_calcification": "Coronary artery wall calcification",
-    "aortic_calcification": "Arterial wall calcification",
-    "lymphadenopathy": "Lymphadenopathy",
-    "hiatal_hernia": "Hiatal hernia",
-    "medical_material": "Medical material",
-    "lesion": "Lung nodule",
+
+
+@dataclass(frozen=True)
+class _Wording:
+    """How reports speak of a finding of the phantom.
+
+    Attributes:
+        name: Which of the 18 findings of chest CT reports it is.
+        stated: Ways to say that it is there; in braces `degree`, `side`, `where`, and the size as `mm`, `cm`, `percent`
+            and with its article (`a_mm`).
+        briefly: Ways to name it.
+        absent: What is denied where it is absent.
+        size: Its size in mm, its share, or its number.
+        side: right, left or bilateral.
+        edges, degrees: Sizes from which on the second and the third degree hold.
+    """
+
+    name: str
+    stated: tuple[str, ...]
+    briefly: tuple[str, ...]
+    absent: tuple[str, ...]
+    size: Callable[[PhantomFacts], float] = lambda facts: 0.0
+    side: Callable[[PhantomFacts], str] = lambda facts: ""
+    edges: tuple[float, ...] = ()
+    degrees: tuple[str, ...] = ("",)
+
+
+def _effusion_side(facts: PhantomFacts) -> str:
+    right, left = facts.findings.pleural_effusion_right_mm, facts.findings.pleural_effusion_left_mm
+    return "bilateral" if right and left else "right" if right else "left"
+
+
+_WORDINGS = {
+    "pleural_effusion": _Wording(
+        name="Pleural effusion",
+        stated=(
+            "a {degree} {side} pleural effusion",
+            "a {side} pleural effusion with a depth of {mm:.0f} mm",
+            "pleural fluid {where}, up to {mm:.0f} mm deep",
+        ),
+        briefly=("pleural effusion", "pleural fluid"),
+        absent=("pleural effusion", "pleural fluid", "effusion in the pleural spaces"),
+        size=lambda facts: max(facts.findings.pleural_effusion_right_mm, facts.findings.pleural_effusion_left_mm),
+        side=_effusion_side,
+        edges=(20, 33),
+        degrees=("small", "moderate", "large"),
+    ),
+    "emphysema": _Wording(
+        name="Emphysema",
+        stated=(
+            "{degree} emphysema",
+            "{degree} emphysematous destruction of both lungs",
+            "emphysema of about {percent:.0f} % of the lungs",
+        ),
+        briefly=("emphysema", "emphysematous destruction"),
+        absent=("emphysema", "emphysematous destruction"),
+        size=lambda facts: facts.findings.emphysema_fraction,
+        edges=(0.18, 0.29),
+        degrees=("mild", "moderate", "severe"),
+    ),
+    "consolidation": _Wording(
+        name="Consolidation",
+        stated=(
+            "a consolidation in the {side} lung",
+            "{a_mm} mm consolidation in the {side} lung",
+            "airspace consolidation of the {side} lung, about {cm:.1f} cm across",
+        ),
+        briefly=("consolidation", "airspace consolidation"),
+        absent=("consolidation", "airspace consolidation", "parenchymal consolidation"),
+        size=lambda facts: 2 * facts.findings.consolidation_mm,
+        side=lambda facts: facts.findings.consolidation_side,
+    ),
+    "cardiomegaly": _Wording(
+        name="Cardiomegaly",
+        stated=("cardiomegaly", "an enlarged heart", "an enlarged cardiac silhouette"),
+        briefly=("cardiomegaly", "enlarged heart"),
+        absent=("cardiomegaly", "enlargement of the heart"),
+    ),
+    "pericardial_effusion": _Wording(
+        name="Pericardial effusion",
+        stated=(
+            "a pericardial effusion",
+            "a pericardial effusion of {mm:.0f} mm",
+            "a {degree} pericardial effusion",
+        ),
+        briefly=("pericardial effusion", "pericardial fluid"),
+        absent=("pericardial effusion", "pericardial fluid"),
+        size=lambda facts: facts.findings.pericardial_effusion_mm,
+        edges=(12, 15),
+        degrees=("small", "moderate", "large"),
+    ),
+    "coronary_calcification": _Wording(
+        name="Coronary artery wall calcification",
+        stated=(
+            "{degree} coronary artery calcification",
+            "{degree} calcified plaques in the coronary arteries",
+            "coronary atherosclerotic calcification",
+        ),
+        briefly=("coronary calcification", "coronary plaques"),
+        absent=("coronary artery calcification", "calcified plaque in the coronary arteries"),
+        size=lambda facts: facts.findings.coronary_calcification,
+        edges=(6, 9),
+        degrees=("mild", "moderate", "extensive"),
+    ),
+    "aortic_calcification": _Wording(
+        name="Arterial wall calcification",
+        stated=(
+            "{degree} calcification of the aorta",
+            "{degree} aortic wall calcification",
+            "calcified aortic plaques",
+        ),
+        briefly=("aortic calcification", "calcified aorta"),
+        absent=("calcification of the aorta", "aortic wall calcification"),
+        size=lambda facts: facts.findings.aortic_calcification,
+        edges=(6, 9),
+        degrees=("mild", "moderate", "extensive"),
+    ),
+    "lymphadenopathy": _Wording(
+        name="Lymphadenopathy",
+        stated=(
+            "mediastinal lymphadenopathy",
+            "mediastinal lymphadenopathy up to {mm:.0f} mm",
+            "enlarged mediastinal lymph nodes measuring up to {mm:.0f} mm",
+        ),
+        briefly=("mediastinal lymphadenopathy", "enlarged mediastinal nodes"),
+        absent=("lymphadenopathy", "enlarged mediastinal lymph nodes", "mediastinal lymphadenopathy"),
+        size=lambda facts: facts.findings.lymphadenopathy_mm,
+    ),
+    "hiatal_hernia": _Wording(
+        name="Hiatal hernia",
+        stated=("a {degree} hiatal hernia", "a hiatal hernia of {cm:.1f} cm", "a sliding hiatal hernia"),
+        briefly=("hiatal hernia", "sliding hiatal hernia"),
+        absent=("hiatal hernia",),
+        size=lambda facts: facts.findings.hiatal_hernia_mm,
+        edges=(40, 50),
+        degrees=("small", "moderate", "large"),
+    ),
+    "medical_material": _Wording(
+        name="Medical material",
+        stated=(
+            "a cardiac pacemaker with its lead in the right ventricle",
+            "a pacemaker in the left chest wall",
+            "a left-sided pacemaker",
+        ),
+        briefly=("pacemaker", "cardiac pacemaker"),
+        absent=("pacemaker", "implanted cardiac device"),
+    ),
+    "lesion": _Wording(
+        name="Lung nodule",
+        stated=(
+            "{a_mm} mm {nodule} in the {side} lung",
+            "a {nodule} of {cm:.1f} cm in the {side} lung",
+            "a {nodule} in the {side} lung, {mm:.0f} mm in diameter",
+        ),
+        briefly=("lung nodule", "pulmonary nodule"),
+        absent=("lung nodule", "pulmonary nodule", "nodule in either lung"),
+        size=lambda facts: facts.lesion.diameter_mm,
+        side=lambda facts: facts.lesion.side,
+    ),
 }
 # A ground glass nodule is ground glass, which reports count as opacity.
 OPACITY = "Lung opacity"
-
+_GROUND_GLASS = ("ground-glass lung nodule", "ground-glass pulmonary nodule")
+_NODULES = {
+    "solid": ("solid nodule", "solid lung nodule", "well-defined solid nodule"),
+    "ground_glass": ("ground-glass nodule", "nodule of ground-glass density", "pure ground glass nodule"),
+    "calcified": ("calcified nodule", "densely calcified nodule", "calcified granuloma-like nodule"),
+    "spiculated": ("spiculated nodule", "nodule with spiculated margins", "spiculated pulmonary nodule"),
+    "cavity": ("cavitary nodule", "nodule with central cavitation", "cavitating nodule"),
+}
 _NORMAL = (
     "Normal chest CT.",
     "No acute abnormality in the chest.",
@@ -42,49 +196,13 @@ _NORMAL = (
 # Each fits singular and plural.
 _FRAMES = ("{}.", "{} noted.", "The scan shows {}.", "Findings include {}.", "CT demonstrates {}.")
 _DENIALS = ("No {}.", "No evidence of {}.", "{} not seen.", "No sign of {}.", "Negative for {}.", "Without {}.")
-_ABSENT = {
-    "pleural_effusion": ("pleural effusion", "pleural fluid", "effusion in the pleural spaces"),
-    "emphysema": ("emphysema", "emphysematous destruction"),
-    "consolidation": ("consolidation", "airspace consolidation", "parenchymal consolidation"),
-    "cardiomegaly": ("cardiomegaly", "enlargement of the heart"),
-    "pericardial_effusion": ("pericardial effusion", "pericardial fluid"),
-    "coronary_calcification": ("coronary artery calcification", "calcified plaque in the coronary arteries"),
-    "aortic_calcification": ("calcification of the aorta", "aortic wall calcification"),
-    "lymphadenopathy": ("lymphadenopathy", "enlarged mediastinal lymph nodes", "mediastinal lymphadenopathy"),
-    "hiatal_hernia": ("hiatal hernia",),
-    "medical_material": ("pacemaker", "implanted cardiac device"),
-    "lesion": ("lung nodule", "pulmonary nodule", "nodule in either lung"),
-}
-_BRIEFLY = {
-    "pleural_effusion": ("pleural effusion", "pleural fluid"),
-    "emphysema": ("emphysema", "emphysematous destruction"),
-    "consolidation": ("consolidation", "airspace consolidation"),
-    "cardiomegaly": ("cardiomegaly", "enlarged heart"),
-    "pericardial_effusion": ("pericardial effusion", "pericardial fluid"),
-    "coronary_calcification": ("coronary calcification", "coronary plaques"),
-    "aortic_calcification": ("aortic calcification", "calcified aorta"),
-    "lymphadenopathy": ("mediastinal lymphadenopathy", "enlarged mediastinal nodes"),
-    "hiatal_hernia": ("hiatal hernia", "sliding hiatal hernia"),
-    "medical_material": ("pacemaker", "cardiac pacemaker"),
-    "lesion": ("lung nodule", "pulmonary nodule"),
-}
-_GROUND_GLASS = ("ground-glass lung nodule", "ground-glass pulmonary nodule")
-_LESIONS = {
-    "solid": ("solid nodule", "solid lung nodule", "well-defined solid nodule"),
-    "ground_glass": ("ground-glass nodule", "nodule of ground-glass density", "pure ground glass nodule"),
-    "calcified": ("calcified nodule", "densely calcified nodule", "calcified granuloma-like nodule"),
-    "spiculated": ("spiculated nodule", "nodule with spiculated margins", "spiculated pulmonary nodule"),
-    "cavity": ("cavitary nodule", "nodule with central cavitation", "cavitating nodule"),
-}
 
 
 def report_findings(facts: PhantomFacts) -> dict[str, int]:
-    """What a report of a phantom states, 0 or 1 for each name in `REPORT_FINDINGS` and for `OPACITY`.
-
-    Others of the 18 findings do not occur in phantoms.
+    """What a report of a phantom states: 0 or 1 for each of the 18 findings that phantoms can have.
     """
-    present = {**facts.findings.labels(), "lesion": int(facts.lesion.type != "none")}
-    named = {name: present[finding] for finding, name in REPORT_FINDINGS.items()}
+    present = _present(facts)
+    named = {wording.name: present[finding] for finding, wording in _WORDINGS.items()}
     return {**named, OPACITY: int(facts.lesion.type == "ground_glass")}
 
 
@@ -103,10 +221,12 @@ def write_report(facts: PhantomFacts) -> str:
         True
     """
     rng = np.random.default_rng([facts.seed, facts.acquisition_seed, _REPORT])
-    present = {**facts.findings.labels(), "lesion": int(facts.lesion.type != "none")}
-    stated = [_stated(finding, facts, rng) for finding, there in present.items() if there]
+    present = _present(facts)
+    stated = [
+        _framed(_pick(_statements(finding, facts), rng), _FRAMES, rng) for finding, there in present.items() if there
+    ]
     denied = [
-        _framed(_pick(_ABSENT[finding], rng), _DENIALS, rng)
+        _framed(_pick(_WORDINGS[finding].absent, rng), _DENIALS, rng)
         for finding, there in present.items()
         if not there and rng.random() < DENIED
     ]
@@ -124,99 +244,33 @@ def write_impression(facts: PhantomFacts) -> str:
         facts: Of the phantom; equal facts give the same text.
     """
     rng = np.random.default_rng([facts.seed, facts.acquisition_seed, _IMPRESSION])
-    present = {**facts.findings.labels(), "lesion": int(facts.lesion.type != "none")}
-    briefly = {**_BRIEFLY, "lesion": _GROUND_GLASS if facts.lesion.type == "ground_glass" else _BRIEFLY["lesion"]}
-    named = [_framed(_pick(briefly[finding], rng), ("{}.",), rng) for finding, there in present.items() if there]
+    briefly = {finding: wording.briefly for finding, wording in _WORDINGS.items()}
+    if facts.lesion.type == "ground_glass":
+        briefly["lesion"] = _GROUND_GLASS
+    named = [_framed(_pick(briefly[name], rng), ("{}.",), rng) for name, there in _present(facts).items() if there]
     return " ".join(named) or _pick(_NORMAL, rng)
 
 
-def _stated(finding: str, facts: PhantomFacts, rng: np.random.Generator) -> str:
-    phrases = _lesion_phrases(facts.lesion) if finding == "lesion" else _phrases(finding, facts.findings)
-    return _framed(_pick(phrases, rng), _FRAMES, rng)
+def _present(facts: PhantomFacts) -> dict[str, int]:
+    """0 or 1 for each finding, the lesion last."""
+    return {**facts.findings.labels(), "lesion": int(facts.lesion.type != "none")}
 
 
-def _phrases(finding: str, findings: Findings) -> Sequence[str]:
-    """Ways to say a finding with its size, side or degree."""
-    if finding == "pleural_effusion":
-        right, left = findings.pleural_effusion_right_mm, findings.pleural_effusion_left_mm
-        side = "bilateral" if right and left else "right" if right else "left"
-        depth = max(right, left)
-        degree = _degree(depth, (20, 33), ("small", "moderate", "large"))
-        where = "in both hemithoraces" if side == "bilateral" else f"on the {side}"
-        return (
-            f"a {degree} {side} pleural effusion",
-            f"a {side} pleural effusion with a depth of {depth:.0f} mm",
-            f"pleural fluid {where}, up to {depth:.0f} mm deep",
-        )
-    if finding == "emphysema":
-        degree = _degree(findings.emphysema_fraction, (0.18, 0.29), ("mild", "moderate", "severe"))
-        return (
-            f"{degree} emphysema",
-            f"{degree} emphysematous destruction of both lungs",
-            f"emphysema of about {100 * findings.emphysema_fraction:.0f} % of the lungs",
-        )
-    if finding == "consolidation":
-        side, size = findings.consolidation_side, 2 * findings.consolidation_mm
-        return (
-            f"a consolidation in the {side} lung",
-            f"{_a(size)} mm consolidation in the {side} lung",
-            f"airspace consolidation of the {side} lung, about {size / 10:.1f} cm across",
-        )
-    if finding == "cardiomegaly":
-        return ("cardiomegaly", "an enlarged heart", "an enlarged cardiac silhouette")
-    if finding == "pericardial_effusion":
-        thickness = findings.pericardial_effusion_mm
-        return (
-            "a pericardial effusion",
-            f"a pericardial effusion of {thickness:.0f} mm",
-            f"a {_degree(thickness, (12, 15), ('small', 'moderate', 'large'))} pericardial effusion",
-        )
-    if finding == "coronary_calcification":
-        degree = _degree(findings.coronary_calcification, (6, 9), ("mild", "moderate", "extensive"))
-        return (
-            f"{degree} coronary artery calcification",
-            f"{degree} calcified plaques in the coronary arteries",
-            "coronary atherosclerotic calcification",
-        )
-    if finding == "aortic_calcification":
-        degree = _degree(findings.aortic_calcification, (6, 9), ("mild", "moderate", "extensive"))
-        return (
-            f"{degree} calcification of the aorta",
-            f"{degree} aortic wall calcification",
-            "calcified aortic plaques",
-        )
-    if finding == "lymphadenopathy":
-        size = findings.lymphadenopathy_mm
-        return (
-            "mediastinal lymphadenopathy",
-            f"mediastinal lymphadenopathy up to {size:.0f} mm",
-            f"enlarged mediastinal lymph nodes measuring up to {size:.0f} mm",
-        )
-    if finding == "hiatal_hernia":
-        width = _degree(findings.hiatal_hernia_mm, (40, 50), ("small", "moderate", "large"))
-        return (
-            f"a {width} hiatal hernia",
-            f"a hiatal hernia of {findings.hiatal_hernia_mm / 10:.1f} cm",
-            "a sliding hiatal hernia",
-        )
-    return (
-        "a cardiac pacemaker with its lead in the right ventricle",
-        "a pacemaker in the left chest wall",
-        "a left-sided pacemaker",
-    )
-
-
-def _lesion_phrases(lesion: Lesion) -> Sequence[str]:
-    size, side = lesion.diameter_mm, lesion.side
-    return [
-        phrase
-        for name in _LESIONS[lesion.type]
-        for phrase in (
-            f"{_a(size)} mm {name} in the {side} lung",
-            f"a {name} of {size / 10:.1f} cm in the {side} lung",
-            f"a {name} in the {side} lung, {size:.0f} mm in diameter",
-        )
-    ]
+def _statements(finding: str, facts: PhantomFacts) -> Sequence[str]:
+    """Ways to say a present finding with its size, side or degree."""
+    wording = _WORDINGS[finding]
+    size, side = wording.size(facts), wording.side(facts)
+    values = {
+        "degree": wording.degrees[sum(size >= edge for edge in wording.edges)],
+        "side": side,
+        "where": "in both hemithoraces" if side == "bilateral" else f"on the {side}",
+        "mm": size,
+        "cm": size / 10,
+        "percent": 100 * size,
+        "a_mm": _with_article(size),
+    }
+    nodules = _NODULES[facts.lesion.type] if finding == "lesion" else ("",)
+    return [statement.format(**values, nodule=nodule) for nodule in nodules for statement in wording.stated]
 
 
 def _framed(phrase: str, frames: Sequence[str], rng: np.random.Generator) -> str:
@@ -225,14 +279,10 @@ def _framed(phrase: str, frames: Sequence[str], rng: np.random.Generator) -> str
     return sentence[0].upper() + sentence[1:]
 
 
-def _a(size: float) -> str:
-    """The rounded size with its article."""
+def _with_article(size: float) -> str:
+    """A rounded size below 100 with its article."""
     number = f"{size:.0f}"
-    return f"an {number}" if number in ("8", "11", "18") or number.startswith("8") else f"a {number}"
-
-
-def _degree(value: float, edges: Sequence[float], names: Sequence[str]) -> str:
-    return names[sum(value >= edge for edge in edges)]
+    return f"an {number}" if number in ("11", "18") or number.startswith("8") else f"a {number}"
 
 
 def _pick(choices: Sequence[str], rng: np.random.Generator) -> str:

@@ -1,14 +1,14 @@
 """A folder of synthetic chest CTs with every truth in a table: `python -m voxelfm_hf.data.phantom OUT --count 300`.
 
     OUT/images/phantom-SEED-K.nii.gz   scan K of a person
-    OUT/masks/phantom-SEED-K.nii.gz    organs by value (--masks), see `voxelfm_hf.data.phantom.chest.LABELS`
+    OUT/masks/phantom-SEED-K.nii.gz    organs by value (--masks), see `voxelfm_hf.data.phantom.LABELS`
     OUT/labels.csv                     one row a scan, written last
     OUT/settings.json                  how it was made
 
 People are independent draws, each scanned once or more with scanner settings of its own. Columns of labels.csv beside
 those of `PhantomFacts.row` (all numbers drawn, findings as 0/1, scanner settings, position of the lesion in LPS mm):
 `patient_id` and `study_id` (scans of one person are one study), `split`, `time` and `event` (months) with the true
-`log_risk` (see `phantom_outcome`), `report` and `impression` (see `phantom_reports`), numbers for what the row has in
+`log_risk` (see `outcome`), `report` and `impression` (see `reports`), numbers for what the row has in
 words, and 0 where something is absent (`lesion_size_mm`, `effusion_mm`). Side and diameter of an absent lesion are
 empty.
 
@@ -29,10 +29,11 @@ import numpy as np
 from tqdm import tqdm
 
 from voxelfm_hf.command import one_sentence_errors
-from voxelfm_hf.data.phantom.chest import LABELS, draw_facts, make_phantom
+from voxelfm_hf.data.phantom.chest import draw_facts, make_phantom
 from voxelfm_hf.data.phantom.facts import CONTRAST_PHASES, LESION_TYPES, PhantomFacts
 from voxelfm_hf.data.phantom.outcome import draw_outcome
 from voxelfm_hf.data.phantom.reports import write_impression, write_report
+from voxelfm_hf.data.phantom.tissues import LABELS
 from voxelfm_hf.data.write_scan import write_nifti
 from voxelfm_hf.files import written_file
 from voxelfm_hf.read_ahead import WorkerCrash, read_ahead
@@ -155,7 +156,7 @@ def write_phantom_set(
     todo = [scan for scan in scans if not (folder / scan.file).exists()]
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if len(todo) >= _FEWEST_FOR_PROCESSES else 0
-    work = read_ahead(partial(PhantomScan.write, folder=folder), todo, workers=workers, setup=_nothing)
+    work = read_ahead(partial(PhantomScan.write, folder=folder), todo, workers=workers)
     for scan, result in tqdm(work, total=len(todo), desc="phantoms", unit="scan", disable=None):
         if isinstance(result, WorkerCrash):
             raise VoxelFMError(f"the process that made {scan.name} died: choose a smaller shape or fewer workers")
@@ -208,10 +209,6 @@ def _people_there(folder: Path, settings: dict[str, Any]) -> int:
     with written_file(path) as part:
         part.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     return 0
-
-
-def _nothing() -> None:
-    """Workers need no set-up."""
 
 
 @one_sentence_errors
