@@ -21,6 +21,7 @@ from voxelfm_hf.eval.tasks.data import TaskData
 from voxelfm_hf.features import EmbedOptions, Task, embed_scans, process_state
 from voxelfm_hf.hub import load
 from voxelfm_hf.memory import peak_memory_bytes, reset_peak_memory
+from voxelfm_hf.modeling.configuration_voxelfm_probe import HEADS_OF_TASK, PATCH_HEADS
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.recipes import to_values
 from voxelfm_hf.store import FeatureStore
@@ -32,8 +33,6 @@ from voxelfm_hf.training.finetune.settings import Finetuned, FinetuneSettings
 from voxelfm_hf.training.probe.data import ProbeFeatures, ProbeJob
 from voxelfm_hf.training.probe.settings import ProbeSettings
 from voxelfm_hf.volumes.errors import RecipeError, VoxelFMError
-
-PATCH_HEADS = ("pooler", "position", "subpatch", "decoder")
 
 
 @dataclass(frozen=True)
@@ -215,7 +214,7 @@ def finetune_and_save(
     done = [name for name in (ADAPTER, MODEL, PROBE) if (out / name).exists()]
     if done:
         raise VoxelFMError(f"{out / done[0]} exists already: name a new folder")
-    patches = (head or read.get("head")) in PATCH_HEADS or task in ("localization", "segmentation")
+    patches = (head or read.get("head") or HEADS_OF_TASK[task][0]) in PATCH_HEADS
     chosen = replace(options, patches=patches, dtype="float32")
     inputs, failures = prepare_inputs(tasks, model, out / "work" / "inputs", chosen)
     failures = {**embed_scans(tasks, model, out / "work" / "store", chosen).failures, **failures}

@@ -15,6 +15,8 @@ HEADS_OF_TASK = {
     "localization": ("position",),
     "segmentation": ("subpatch", "decoder"),
 }
+# They read the patch grid rather than the CLS vector.
+PATCH_HEADS = ("pooler", "position", "subpatch", "decoder")
 DEFAULT_HIDDEN_SIZE = {"linear": 0, "mlp": 1024, "pooler": 256, "position": 128, "decoder": 64, "subpatch": 128}
 
 
@@ -136,7 +138,7 @@ class VoxelFMProbeConfig(PreTrainedConfig):
     @property
     def uses_patches(self) -> bool:
         """Whether the head reads the patch grid rather than the CLS vector."""
-        return self.head in ("pooler", "position", "subpatch", "decoder")
+        return self.head in PATCH_HEADS
 
     @property
     def is_single_label(self) -> bool:

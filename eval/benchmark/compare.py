@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from voxelfm_hf.eval.benchmark.scores import Sample
-from voxelfm_hf.eval.delong import delong_test
-from voxelfm_hf.eval.statistics import Comparison, holm, paired_bootstrap
+from voxelfm_hf.eval.statistics.bootstrap import paired_bootstrap
+from voxelfm_hf.eval.statistics.delong import delong_test
+from voxelfm_hf.eval.statistics.estimates import Comparison, holm
 
 
 def compare_samples(first: Sample, second: Sample, *, replicates: int) -> tuple[Comparison, str]:
@@ -31,20 +32,19 @@ def compare_samples(first: Sample, second: Sample, *, replicates: int) -> tuple[
     if first.ids != second.ids:
         raise ValueError("two encoders were scored on different rows")
     if metric == "auroc":
-        scores = [sample.arrays(metric)[-1] for sample in (first, second)]
-        return delong_test(first.truth[0], *scores, patients=first.patients), "DeLong"
-    ours, theirs = first.arrays(metric)[-1], second.arrays(metric)[-1]
+        scores = [sample.judged.arrays(metric)[-1] for sample in (first, second)]
+        return delong_test(first.judged.truth[0], *scores, patients=first.patients), "DeLong"
+    ours, theirs = first.judged.arrays(metric)[-1], second.judged.arrays(metric)[-1]
     known = np.isfinite(ours.reshape(len(ours), -1)).all(1) & np.isfinite(theirs.reshape(len(theirs), -1)).all(1)
-    truth = tuple(array[known] for array in first.truth)
-    reason = first.measures[metric].why_undefined(*truth, ours[known])
+    truth, measure = tuple(array[known] for array in first.judged.truth), first.judged.measures[metric]
+    reason = measure.why_undefined(*truth, ours[known])
     if reason:
         return Comparison(nan, nan, nan, nan, int(known.sum()), reason), ""
-    function = first.measures[metric].function
-    if first.family == "retrieval":
-        # Pairs have queries on both axes: rows are chosen by position, the arrays stay whole.
-        truth, known = first.truth, np.ones(len(first.ids), dtype=bool)
+    if first.judged.pairs_of_rows:
+        # Rows are chosen by position, the arrays stay whole.
+        truth, known = first.judged.truth, np.ones(len(first.ids), dtype=bool)
     found = paired_bootstrap(
-        function, truth, ours[known], theirs[known], patients=first.patients[known], replicates=replicates
+        measure.function, truth, ours[known], theirs[known], patients=first.patients[known], replicates=replicates
     )
     return found, "paired bootstrap"
 

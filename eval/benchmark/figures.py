@@ -22,7 +22,7 @@ from voxelfm_hf.eval.plots.kaplan_meier import save_kaplan_meier
 from voxelfm_hf.eval.plots.label_efficiency import save_label_efficiency
 from voxelfm_hf.eval.plots.reliability import save_reliability
 from voxelfm_hf.eval.plots.roc import Scored, save_roc
-from voxelfm_hf.eval.survival_curves import risk_groups
+from voxelfm_hf.eval.statistics.survival_curves import risk_groups
 from voxelfm_hf.volumes.errors import RecipeError
 
 FOLDER = "plots"

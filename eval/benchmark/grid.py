@@ -327,7 +327,7 @@ def _fill_cell(
     run: BenchmarkRun, entrant: Entrant, task: TaskRecipe, seed: int, labels: LabelTable, out: Path, data_hash: str
 ) -> None:
     """Predictions of one cell, from its file or computed."""
-    if (entrant.name, task.title) in run.failures or (entrant.tuned and task.task == "retrieval"):
+    if (entrant.name, task.title) in run.failures or (entrant.tuned and task.fits_nothing):
         return
     if task.uses_patches and not entrant.gives_patches:
         note = f"{entrant.name} gives no patches and is left out of {task.title}"

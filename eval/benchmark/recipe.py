@@ -1,28 +1,23 @@
 """What a benchmark recipe may say: data, encoders, tasks, label fractions, seeds."""
 
 import dataclasses
+import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from voxelfm_hf.eval.tasks import task_names
+from voxelfm_hf.eval.tasks import grid, load_task, task_names
+from voxelfm_hf.modeling.configuration_voxelfm_probe import HEADS_OF_TASK, PATCH_HEADS
 from voxelfm_hf.recipes import load_recipe, to_recipe, to_values
 from voxelfm_hf.training.finetune.settings import MODES, FinetuneSettings
 from voxelfm_hf.training.probe.settings import DEFAULT_SETTINGS, ProbeSettings
 from voxelfm_hf.volumes.errors import RecipeError
 
-# Heads on CLS vectors are fitted side by side, and so get all label fractions.
-VECTOR_HEADS = ("linear", "mlp")
-DEFAULT_HEADS = {
-    "classification": "linear",
-    "regression": "linear",
-    "survival": "linear",
-    "localization": "position",
-    "segmentation": "subpatch",
-    "retrieval": "none",
-}
+# Of a task that fits nothing.
+NO_HEAD = "none"
 
 
 @dataclass(frozen=True)
@@ -54,7 +49,7 @@ class TaskRecipe:
     """One task of a benchmark, on one or more targets.
 
     Attributes:
-        task: Family: classification, regression, survival, retrieval, localization or segmentation.
+        task: Family, a file of `eval/tasks`.
         name: In tables; by default the family.
         targets: Label columns; x, y, z of each point for localization.
         head: By default linear, or the family's own.
@@ -78,14 +73,20 @@ class TaskRecipe:
     ceiling: list[str] = field(default_factory=list)
 
     def __post_init__(self):
-        if self.task not in DEFAULT_HEADS or self.task not in task_names():
-            raise ValueError(f"there is no task {self.task}; choose one of {', '.join(DEFAULT_HEADS)}")
-        known = {entry.name for entry in dataclasses.fields(ProbeSettings)}
-        unknown = sorted(set(self.settings) - known)
-        if unknown:
-            raise ValueError(
-                f"settings of {self.title}: there is no {unknown[0]}; known are {', '.join(sorted(known))}"
-            )
+        if self.task not in task_names():
+            raise ValueError(f"there is no task {self.task}; choose one of {', '.join(task_names())}")
+        scores = set(inspect.signature(self.module.columns).parameters) - {"predictions", "data", "rows", "probe"}
+        settings = {entry.name for entry in dataclasses.fields(ProbeSettings)}
+        for section, given, known in (("settings", self.settings, settings), ("evaluate", self.evaluate, scores)):
+            unknown = sorted(set(given) - known)
+            if unknown:
+                has = f"known are {', '.join(sorted(known))}" if known else "it has none"
+                raise ValueError(f"{section} of {self.title}: there is no {unknown[0]}; {has}")
+
+    @property
+    def module(self) -> ModuleType:
+        """The file of the task."""
+        return load_task(self.task)
 
     @property
     def title(self) -> str:
@@ -94,23 +95,28 @@ class TaskRecipe:
 
     @property
     def probe_head(self) -> str:
-        """The head that is fitted; "none" for retrieval."""
-        return self.head or DEFAULT_HEADS[self.task]
+        """The head that is fitted, by default the first of the task; `NO_HEAD` for a task without any."""
+        return self.head or HEADS_OF_TASK.get(self.task, (NO_HEAD,))[0]
 
     @property
     def uses_patches(self) -> bool:
         """Whether an encoder needs a patch grid for it."""
-        return self.probe_head in ("pooler", "position", "subpatch", "decoder")
+        return self.probe_head in PATCH_HEADS
+
+    @property
+    def fits_nothing(self) -> bool:
+        """Whether features are compared as they are."""
+        return self.task not in HEADS_OF_TASK
 
     @property
     def is_grid(self) -> bool:
-        """Whether its fits can run side by side."""
-        return self.probe_head in VECTOR_HEADS and not self.read.get("exclusive")
+        """Whether its fits can run side by side, and so get all label fractions."""
+        return self.task in grid.FAMILIES and self.probe_head in grid.HEADS and not self.read.get("exclusive")
 
     @property
     def probe_settings(self) -> ProbeSettings | None:
-        """How to fit; None for retrieval."""
-        if self.probe_head == "none":
+        """How to fit; None where nothing is fitted."""
+        if self.fits_nothing:
             return None
         return dataclasses.replace(DEFAULT_SETTINGS[self.probe_head], **self.settings)
 
@@ -179,15 +185,15 @@ class BenchmarkRecipe:
 
     def fractions_of(self, task: TaskRecipe) -> list[float]:
         """Label fractions of a task, growing."""
-        if task.task == "retrieval":
+        if task.fits_nothing:
             return [1.0]
         chosen = task.fractions or (self.fractions if task.is_grid else [1.0])
         return sorted(set(chosen))
 
     def seeds_of(self, task: TaskRecipe, *, seeded: bool) -> list[int]:
-        """Seeds of a task; retrieval fits nothing, so only an encoder with random weights has more than one."""
+        """Seeds of a task; where nothing is fitted, only an encoder with random weights has more than one."""
         chosen = task.seeds or self.seeds
-        return chosen[:1] if task.task == "retrieval" and not seeded else chosen
+        return chosen[:1] if task.fits_nothing and not seeded else chosen
 
 
 def read_recipe(name: str | Path, *, quick: bool = False) -> BenchmarkRecipe:

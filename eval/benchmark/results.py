@@ -8,12 +8,9 @@ from voxelfm_hf.eval.benchmark.grid import BenchmarkRun
 from voxelfm_hf.eval.benchmark.recipe import TaskRecipe
 from voxelfm_hf.eval.benchmark.scores import COSTS, MACRO, Sample, estimate_macro, estimate_sample, make_samples
 from voxelfm_hf.eval.labels import LabelTable
-from voxelfm_hf.eval.measures import by_subgroup
-from voxelfm_hf.eval.statistics import Estimate
+from voxelfm_hf.eval.metrics.scoring import by_subgroup
+from voxelfm_hf.eval.statistics.estimates import Estimate
 from voxelfm_hf.eval.tasks.data import subgroup_levels
-
-# Families with several targets of one kind, whose mean means something.
-WITH_MACRO = ("classification", "regression")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,12 +44,12 @@ def score_benchmark(run: BenchmarkRun) -> Results:
             tables = run.predictions.get((name, task.title))
             if not tables:
                 continue
-            found = make_samples(tables, task.task, task.read)
+            found = make_samples(tables, task)
             head = {"encoder": name, "task": task.title}
             tail = {"family": task.task, "head": task.probe_head, "kind": entrant.kind}
             for (target, fraction), sample in found.items():
                 samples[name, task.title, target, fraction] = sample
-                for metric in [*sample.measures] if fraction == whole else [sample.main_metric]:
+                for metric in [*sample.judged.measures] if fraction == whole else [sample.main_metric]:
                     estimate = estimate_sample(sample, metric, replicates=replicates)
                     rows.append(
                         {**_row({**head, "target": target, "metric": metric}, sample, fraction, estimate), **tail}
@@ -85,7 +82,7 @@ def _macro_rows(
 ) -> list[dict[str, Any]]:
     """The main metric as a mean over targets, a row for each fraction; n counts the targets."""
     targets = {target for target, _ in found}
-    if task.task not in WITH_MACRO or len(targets) < 2:
+    if not task.module.HAS_MACRO or len(targets) < 2:
         return []
     rows = []
     for fraction in dict.fromkeys(fraction for _, fraction in found):
@@ -108,8 +105,8 @@ def _subgroups(run: BenchmarkRun, sample: Sample) -> list[dict[str, Any]]:
     columns = {column: [values[row] for row in rows] for column, values in levels.items()}
     metric = sample.main_metric
     found = by_subgroup(
-        sample.measures[metric],
-        *sample.arrays(metric),
+        sample.judged.measures[metric],
+        *sample.judged.arrays(metric),
         columns=columns,
         patients=sample.patients,
         replicates=run.recipe.replicates,

@@ -10,7 +10,8 @@ import numpy as np
 
 from voxelfm_hf.eval.benchmark.grid import BenchmarkRun, failure_rows
 from voxelfm_hf.eval.benchmark.results import Results
-from voxelfm_hf.eval.benchmark.scores import COSTS, LOWER_IS_BETTER, MACRO
+from voxelfm_hf.eval.benchmark.scores import COSTS, MACRO
+from voxelfm_hf.eval.metrics.catalogue import is_error, metric_title
 from voxelfm_hf.files import written_file
 from voxelfm_hf.recipes import save_recipe, to_values
 
@@ -36,15 +37,6 @@ COMPARISON_FIELDS = (
 SUBGROUP_FIELDS = ("encoder", "task", "target", "metric", "column", "level", "value", "low", "high", "n", "note")
 ENCODER_FIELDS = ("encoder", "kind", "preprocessing", "rows", "seconds_embedding", "seconds_fitting", "failed")
 CONSTANT = "mean_position_error_mm"
-NAMES = {
-    "auroc": "AUROC",
-    "macro_auroc": "macro AUROC",
-    "r2": "R²",
-    "c_index": "C-index",
-    "recall_at_5": "Recall@5",
-    "error_mm": "error (mm)",
-    "dice": "Dice",
-}
 
 
 def write_benchmark(run: BenchmarkRun, results: Results, out: Path) -> str:
@@ -162,10 +154,10 @@ def main_table(rows: Sequence[Mapping[str, Any]], *, intervals: bool = True) -> 
 
 def _task_table(run: BenchmarkRun, title: str, rows: list[dict[str, Any]]) -> list[str]:
     first = rows[0]
-    better = "lower is better" if first["metric"] in LOWER_IS_BETTER else "higher is better"
+    better = "lower is better" if is_error(first["metric"]) else "higher is better"
     head = f", {first['head']} head" if first["head"] != "none" else ""
     seeds = "1 seed" if first["seeds"] == 1 else f"{first['seeds']} seeds"
-    about = f"## {title}: {NAMES.get(first['metric'], first['metric'])} ({better}){head}, {seeds}"
+    about = f"## {title}: {metric_title(first['metric'])} ({better}){head}, {seeds}"
     header, body = main_table(rows)
     return [about, "", *markdown(header, body)]
 
@@ -261,7 +253,7 @@ def markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
 def _cell(row: Mapping[str, Any] | None, *, interval: bool = True) -> str:
     if row is None or not np.isfinite(row["value"]):
         return "–"
-    digits = 1 if row["metric"] in LOWER_IS_BETTER else 3
+    digits = 1 if is_error(row["metric"]) else 3
     bounds = f" [{row['low']:.{digits}f}, {row['high']:.{digits}f}]" if interval and np.isfinite(row["low"]) else ""
     return f"{row['value']:.{digits}f}{bounds}"
 

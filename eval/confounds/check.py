@@ -20,16 +20,10 @@ import torch
 
 from voxelfm_hf.eval.confounds.probes import Acquisition, erase_acquisition, predict_fact, read_acquisition
 from voxelfm_hf.eval.labels import LabelTable, binary_target
-from voxelfm_hf.eval.measures import (
-    Measure,
-    by_subgroup,
-    classification_measures,
-    estimate,
-    mean_measure,
-    regression_measures,
-)
-from voxelfm_hf.eval.metrics import continuous, multiclass
-from voxelfm_hf.eval.statistics import Estimate
+from voxelfm_hf.eval.metrics import binary, continuous, multiclass
+from voxelfm_hf.eval.metrics.retrieval import recall_measure
+from voxelfm_hf.eval.metrics.scoring import by_subgroup, estimate
+from voxelfm_hf.eval.statistics.estimates import Estimate
 from voxelfm_hf.eval.tasks import load_task
 from voxelfm_hf.eval.tasks.data import TaskData, open_data
 from voxelfm_hf.store import FeatureStore
@@ -122,16 +116,10 @@ def _fact_rows(
     found = predict_fact(features, fact, facts, patients, seed=settings["seed"])
     truth: np.ndarray
     if fact.levels:
-        count = len(fact.levels)
-        measure = Measure(
-            "balanced_accuracy",
-            multiclass.balanced_accuracy,
-            lambda labels, _: multiclass.why_not_all_classes(labels, count),
-        )
-        truth, chance = found.truth.astype(int), 1 / count
+        measure = multiclass.measures()["balanced_accuracy"]
+        truth, chance = found.truth.astype(int), 1 / len(fact.levels)
     else:
-        measure = Measure("r2", continuous.r2, lambda labels, _: continuous.why_not_varying(labels))
-        truth, chance = found.truth, 0.0
+        measure, truth, chance = continuous.measures()["r2"], found.truth, 0.0
     return [
         _row("acquisition", fact.name, stage, measure.name, chance)
         | _numbers(estimate(measure, truth, answers, patients=patients[found.rows], **settings))
@@ -152,8 +140,8 @@ def _task_rows(
     family = _family(matched, target)
     module = load_task(family)
     data = module.read(store, labels, targets=[target], **options)
-    measure = classification_measures()["auroc"] if family == "classification" else regression_measures()["r2"]
-    chance = 0.5 if family == "classification" else 0.0
+    measure = binary.measures()["auroc"] if family == "classification" else continuous.measures()["r2"]
+    chance = measure.chance
     test = data.rows("test")
     columns = {column: [levels[row] for row in test] for column, levels in data.subgroups.items()}
     strata = {column: levels for column, levels in columns.items() if len(set(map(str, levels))) > 1}
@@ -207,7 +195,7 @@ def _person_rows(
         for k in RECALLS_AT:
             chance = float(np.mean([_chance(t, c, k) for t, c in zip(totals, counts, strict=True)]))
             hits = (ahead < k).astype(float)
-            found = estimate(mean_measure(f"recall_at_{k}"), hits, patients=groups[queries], **settings)
+            found = estimate(recall_measure(k), hits, patients=groups[queries], **settings)
             rows.append(_row("retrieval", "same person", stage, f"recall_at_{k}", chance) | _numbers(found))
     return rows
 

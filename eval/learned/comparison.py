@@ -34,7 +34,7 @@ from voxelfm_hf.eval.learned.features import (
 from voxelfm_hf.eval.learned.linear_probe import out_of_fold
 from voxelfm_hf.eval.metrics.binary import auroc
 from voxelfm_hf.eval.metrics.multiclass import balanced_accuracy
-from voxelfm_hf.eval.statistics import bootstrap, paired_bootstrap
+from voxelfm_hf.eval.statistics.bootstrap import bootstrap, paired_bootstrap
 from voxelfm_hf.hub import load, resolve_model, weight_hash
 from voxelfm_hf.volumes.errors import ModelError
 

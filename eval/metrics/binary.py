@@ -1,8 +1,37 @@
 """Metrics of a yes/no finding: labels 0 or 1 and scores, or probabilities, of the same rows."""
 
+from functools import partial
+
 import numpy as np
 
+from voxelfm_hf.eval.metrics.measure import Measure, by_name, of_first
 from voxelfm_hf.eval.metrics.ranks import checked_weights, cumulative_counts, ratio
+
+
+def measures(*, threshold: float = 0.5, specificity: float = 0.9) -> dict[str, Measure]:
+    """Measures of (labels, probabilities) of a yes/no finding."""
+    both, some, positives = of_first(why_not_two_classes), of_first(why_no_rows), of_first(_why_no_positive)
+    return by_name(
+        (
+            Measure("auroc", "AUROC", auroc, both, chance=0.5),
+            Measure("auprc", "average precision", auprc, both),
+            Measure("f1", "F1", partial(f1, threshold=threshold), positives),
+            Measure(
+                f"sensitivity_at_specificity_{specificity:g}",
+                f"sensitivity at specificity {specificity:g}",
+                partial(sensitivity_at_specificity, specificity=specificity),
+                both,
+            ),
+            Measure("balanced_accuracy", "balanced accuracy", partial(balanced_accuracy, threshold=threshold), both),
+            Measure("brier", "Brier score", brier, some, higher_is_better=False),
+            Measure("ece", "expected calibration error", expected_calibration_error, some, higher_is_better=False),
+        )
+    )
+
+
+def why_no_rows(labels: np.ndarray) -> str:
+    """A sentence when there are no rows, otherwise an empty string."""
+    return "" if len(labels) else "there are no labelled rows"
 
 
 def why_not_two_classes(labels: np.ndarray) -> str:
@@ -128,3 +157,7 @@ def expected_calibration_error(
     member = (bin_of[:, None] == np.arange(bins)).astype(float)
     gap = (weights * (probabilities - np.asarray(labels, dtype=float))) @ member
     return ratio(np.abs(gap).sum(-1), weights.sum(-1))
+
+
+def _why_no_positive(labels: np.ndarray) -> str:
+    return "" if np.any(np.asarray(labels) == 1) else "there is no positive row"

@@ -2,7 +2,26 @@
 
 import numpy as np
 
+from voxelfm_hf.eval.metrics.measure import Measure, by_name, mean, of_first
 from voxelfm_hf.eval.metrics.ranks import checked_weights, midranks, ratio
+
+
+def measures() -> dict[str, Measure]:
+    """Measures of (targets, predictions) in one unit."""
+    some = of_first(lambda targets: "" if len(targets) else "there are no rows with a target")
+
+    def both_varying(targets: np.ndarray, predictions: np.ndarray) -> str:
+        constant = len(predictions) and np.all(np.asarray(predictions) == np.asarray(predictions)[0])
+        return why_not_varying(targets) or ("all predictions are equal: nothing to rank" if constant else "")
+
+    return by_name(
+        (
+            Measure("mae", "mean absolute error", mae, some, higher_is_better=False),
+            Measure("mse", "mean squared error", mse, some, higher_is_better=False),
+            Measure("r2", "R²", r2, of_first(why_not_varying), chance=0.0),
+            Measure("spearman", "Spearman correlation", spearman, both_varying, chance=0.0),
+        )
+    )
 
 
 def why_not_varying(targets: np.ndarray) -> str:
@@ -44,14 +63,6 @@ def spearman(targets: np.ndarray, predictions: np.ndarray, *, weights: np.ndarra
     second = second - ratio((weights * second).sum(-1, keepdims=True), total)
     spread = (weights * first**2).sum(-1) * (weights * second**2).sum(-1)
     return ratio((weights * first * second).sum(-1), np.sqrt(spread))
-
-
-def mean(values: np.ndarray, *, weights: np.ndarray | None = None) -> np.ndarray:
-    """Mean of one value a row, rows with NaN left out; NaN when none is left."""
-    values = np.asarray(values, dtype=float)
-    weights = checked_weights(weights, len(values))
-    known = np.isfinite(values)
-    return ratio(weights[..., known] @ values[known], weights[..., known].sum(-1))
 
 
 def _difference(targets: np.ndarray, predictions: np.ndarray) -> np.ndarray:

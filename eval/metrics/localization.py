@@ -2,6 +2,20 @@
 
 import numpy as np
 
+from voxelfm_hf.eval.metrics.measure import Measure, by_name, mean_measure
+
+
+def measures() -> dict[str, Measure]:
+    """Measures of one error a row."""
+    return by_name(
+        mean_measure(name, title, higher_is_better=False)
+        for name, title in (
+            ("error_mm", "mean error (mm)"),
+            ("error_normalised", "mean error (share of the field of view)"),
+            ("mean_position_error_mm", "mean error of a constant answer (mm)"),
+        )
+    )
+
 
 def point_errors_mm(targets: np.ndarray, predictions: np.ndarray) -> np.ndarray:
     """Euclidean distance of each predicted point to its target.

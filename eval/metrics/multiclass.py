@@ -3,7 +3,24 @@
 import numpy as np
 
 from voxelfm_hf.eval.metrics import binary
+from voxelfm_hf.eval.metrics.measure import Measure, by_name, of_first
 from voxelfm_hf.eval.metrics.ranks import checked_weights, ratio
+
+
+def measures() -> dict[str, Measure]:
+    """Measures of (labels, probabilities (n, K)) of one class out of K."""
+
+    def complete(labels: np.ndarray, probabilities: np.ndarray) -> str:
+        return why_not_all_classes(labels, np.shape(probabilities)[1])
+
+    return by_name(
+        (
+            Measure("macro_auroc", "macro AUROC", macro_auroc, complete, chance=0.5),
+            Measure("macro_f1", "macro F1", macro_f1, complete),
+            Measure("balanced_accuracy", "balanced accuracy", balanced_accuracy, complete),
+            Measure("accuracy", "accuracy", accuracy, of_first(binary.why_no_rows)),
+        )
+    )
 
 
 def why_not_all_classes(labels: np.ndarray, num_classes: int) -> str:

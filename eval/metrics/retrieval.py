@@ -2,6 +2,18 @@
 
 import numpy as np
 
+from voxelfm_hf.eval.metrics.measure import Measure, mean_measure
+
+
+def recall_measure(k: int) -> Measure:
+    """The mean of Recall@k over queries."""
+    return mean_measure(f"recall_at_{k}", f"Recall@{k}")
+
+
+def precision_measure() -> Measure:
+    """The mean of the average precision over queries."""
+    return mean_measure("map", "mean average precision")
+
 
 def recall_at_k(similarities: np.ndarray, relevant: np.ndarray, *, k: int) -> float:
     """Expected share of the relevant items among the first k of one list.

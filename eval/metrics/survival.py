@@ -1,8 +1,31 @@
 """Metrics of a risk score against right-censored times: event 1 means observed at `times`, 0 means censored then."""
 
+from collections.abc import Sequence
+from functools import partial
+
 import numpy as np
 
+from voxelfm_hf.eval.metrics.measure import Measure, by_name
 from voxelfm_hf.eval.metrics.ranks import checked_weights, ratio
+
+
+def measures(*, horizons: Sequence[float] = ()) -> dict[str, Measure]:
+    """Measures of (times, events, risks); one AUROC for each horizon, in the unit of the times."""
+
+    def unordered(times: np.ndarray, events: np.ndarray, risks: np.ndarray) -> str:
+        return why_no_concordance(times, events)
+
+    return by_name((Measure("c_index", "C-index", concordance, unordered, chance=0.5), *map(horizon_measure, horizons)))
+
+
+def horizon_measure(horizon: float) -> Measure:
+    """The AUROC at one horizon."""
+
+    def one_sided(times: np.ndarray, events: np.ndarray, risks: np.ndarray) -> str:
+        return why_no_horizon(times, events, horizon=horizon)
+
+    function = partial(time_dependent_auroc, horizon=horizon)
+    return Measure(f"auroc_at_{horizon:g}", f"AUROC at time {horizon:g}", function, one_sided)
 
 
 def why_no_concordance(times: np.ndarray, events: np.ndarray) -> str:

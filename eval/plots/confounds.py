@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from voxelfm_hf.eval.metrics.catalogue import metric_title
 from voxelfm_hf.eval.plots.style import (
     INK,
     TEXT_SIZE,
@@ -13,7 +14,6 @@ from voxelfm_hf.eval.plots.style import (
     error_bars,
     labels,
     looks,
-    metric_name,
     new_figure,
     plain,
     save,
@@ -93,7 +93,7 @@ def _panel(axis, rows: Sequence[Mapping[str, Any]], question: str, style: Mappin
     axis.set_ylim(len(lines) - 0.4, -0.6)
     across = "share of the way from chance (0) to certain (1)"
     if question != "acquisition":
-        across = " and ".join(dict.fromkeys(metric_name(row["metric"]) for row in rows))
+        across = " and ".join(dict.fromkeys(metric_title(row["metric"]) for row in rows))
     labels(axis, across, "")
 
 
@@ -101,7 +101,7 @@ def _line(row: Mapping[str, Any]) -> str:
     """The text of a row's line."""
     if row["question"] == "acquisition":
         return str(row["what"])
-    return f"{row['what']}, {metric_name(row['metric'])}"
+    return f"{row['what']}, {metric_title(row['metric'])}"
 
 
 def _plain(row: Mapping[str, Any]) -> tuple[float, float, float, float]:

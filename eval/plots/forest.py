@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from voxelfm_hf.eval.metrics.catalogue import chance_of, metric_title
 from voxelfm_hf.eval.plots.style import (
-    CHANCE,
     INK,
     TEXT_SIZE,
     Look,
@@ -15,7 +15,6 @@ from voxelfm_hf.eval.plots.style import (
     error_bars,
     labels,
     looks,
-    metric_name,
     new_figure,
     plain,
     save,
@@ -54,14 +53,14 @@ def save_forest(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     for axis, ((task, target, metric), inside) in zip(cells, groups.items(), strict=False):
         dress(axis, grid="x")
         _rows(axis, inside, shown)
-        if metric in CHANCE:
-            axis.axvline(CHANCE[metric], color=INK, linewidth=0.9, linestyle=":")
+        if (chance := chance_of(metric)) is not None:
+            axis.axvline(chance, color=INK, linewidth=0.9, linestyle=":")
         counts = sorted({int(float(row["n"])) for row in inside if row.get("n") not in (None, "")})
         # The macro mean of a label map is taken scan by scan.
         what = "targets" if target == "macro" and inside[0].get("family") != "segmentation" else "n"
         n = f", {what} {counts[0]}" if len(counts) == 1 else f", {what} {counts[0]} to {counts[-1]}" if counts else ""
         title(axis, f"{task}: {target}{n}" if str(task) != str(target) else f"{task}{n}")
-        labels(axis, metric_name(metric), "")
+        labels(axis, metric_title(metric), "")
     return save(figure, path)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from voxelfm_hf.eval.plots.style import INK, TEXT_SIZE, dress, labels, legend, looks, new_figure, plain, save, title
-from voxelfm_hf.eval.survival_curves import kaplan_meier, log_rank, number_at_risk
+from voxelfm_hf.eval.statistics.survival_curves import kaplan_meier, log_rank, number_at_risk
 
 ORDER = ("low risk", "medium risk", "high risk")
 

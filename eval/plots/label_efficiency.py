@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from voxelfm_hf.eval.metrics.catalogue import chance_of, metric_title
 from voxelfm_hf.eval.plots.style import (
-    CHANCE,
     INK,
     labels,
     looks,
-    metric_name,
     panels,
     plain,
     save,
@@ -66,10 +65,10 @@ def save_label_efficiency(path: str | Path, rows: Sequence[Mapping[str, Any]]) -
         # Training rows are means over seeds and targets.
         axis.set_xticks(_spaced(ticks), [f"{round(tick)}" if counted else f"{tick:g}" for tick in _spaced(ticks)])
         axis.minorticks_off()
-        if metric in CHANCE:
-            axis.axhline(CHANCE[metric], color=INK, linewidth=0.8, linestyle=":")
+        if (chance := chance_of(metric)) is not None:
+            axis.axhline(chance, color=INK, linewidth=0.8, linestyle=":")
         title(axis, f"{task}: {target}" if str(task) != str(target) else str(task))
-        labels(axis, "labelled training scans" if counted else "share of the training labels (%)", metric_name(metric))
+        labels(axis, "labelled training scans" if counted else "share of the training labels (%)", metric_title(metric))
     shared_legend(figure, cells[0])
     return save(figure, path)
 

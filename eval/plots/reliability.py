@@ -19,7 +19,7 @@ from voxelfm_hf.eval.plots.style import (
     save,
     title,
 )
-from voxelfm_hf.eval.statistics import NORMAL
+from voxelfm_hf.eval.statistics.estimates import NORMAL
 
 BINS = 10
 COLUMNS = 2

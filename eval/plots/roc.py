@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from voxelfm_hf.eval.delong import delong
 from voxelfm_hf.eval.metrics.binary import why_not_two_classes
 from voxelfm_hf.eval.metrics.ranks import cumulative_counts
 from voxelfm_hf.eval.plots.style import INK, labels, legend, looks, panels, plain, save, title
+from voxelfm_hf.eval.statistics.delong import delong
 
 BAND_REPLICATES = 500
 MAX_BANDS = 2

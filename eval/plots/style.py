@@ -20,31 +20,6 @@ INK, FAINT = "#2b333b", "#d8dde2"
 DPI = 150
 TEXT_SIZE = 10
 
-METRIC_NAMES = {
-    "auroc": "AUROC",
-    "macro_auroc": "macro AUROC",
-    "auprc": "average precision",
-    "f1": "F1",
-    "macro_f1": "macro F1",
-    "balanced_accuracy": "balanced accuracy",
-    "accuracy": "accuracy",
-    "brier": "Brier score",
-    "ece": "expected calibration error",
-    "mae": "mean absolute error",
-    "mse": "mean squared error",
-    "r2": "R²",
-    "spearman": "Spearman correlation",
-    "c_index": "C-index",
-    "map": "mean average precision",
-    "mean_average_precision": "mean average precision",
-    "error_mm": "mean error (mm)",
-    "error_normalised": "mean error (share of the field of view)",
-    "mean_position_error_mm": "mean error of a constant answer (mm)",
-}
-# Of one class of a label map: dice_NAME, hd95_NAME, nsd_NAME.
-STRUCTURE_METRICS = {"dice": "Dice", "hd95": "HD95 (mm)", "nsd": "surface Dice"}
-CHANCE = {"auroc": 0.5, "macro_auroc": 0.5, "c_index": 0.5, "r2": 0.0, "spearman": 0.0}
-
 
 @dataclass(frozen=True)
 class Look:
@@ -61,20 +36,6 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
         name: Look(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], DASHES[i % len(DASHES)])
         for i, name in enumerate(dict.fromkeys(names))
     }
-
-
-def metric_name(name: str) -> str:
-    """A metric as a reader calls it."""
-    family, _, part = name.partition("_")
-    if family in STRUCTURE_METRICS and part:
-        words = part.replace("_", "-")
-        called = STRUCTURE_METRICS[family]
-        return f"{words} {called}" if part in ("macro", "voxel_weighted") else f"{called} of {part}"
-    if name.startswith("auroc_at_"):
-        return f"AUROC at time {name.removeprefix('auroc_at_')}"
-    if name.startswith("recall_at_"):
-        return f"Recall@{name.removeprefix('recall_at_')}"
-    return METRIC_NAMES.get(name, STRUCTURE_METRICS.get(name) or name.replace("_", " "))
 
 
 def plain(text: object) -> str:

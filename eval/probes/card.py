@@ -1,6 +1,6 @@
 """The card of a fitted probe: what it is, what it was fitted on, how well it does and on whom, how to load it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -9,20 +9,12 @@ import numpy as np
 
 from voxelfm_hf.card_results import model_index
 from voxelfm_hf.cards import cell, number, probe_card, score_table
-from voxelfm_hf.eval.plots.style import metric_name
+from voxelfm_hf.eval.metrics.catalogue import metric_title
+from voxelfm_hf.eval.tasks import load_task
 from voxelfm_hf.eval.tasks.data import TaskData
 from voxelfm_hf.hub import EMBEDDED
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 
-# One metric a target: what subgroups are listed for, and what goes into the header.
-HEADLINES = ("auroc", "macro_auroc", "mae", "c_index", "error_mm", "dice_macro")
-ANSWERS = {
-    "classification": "calibrated probabilities, in the order of `probe.config.id2label`",
-    "regression": "the targets in their units, `low` and `high` the prediction interval",
-    "survival": "log risks, which `probe.survival(log_risks, times)` turns into chances of no event",
-    "localization": "points (z, y, x) from 0 to 1 across the patch grid",
-    "segmentation": "class probabilities on the size asked for",
-}
 SPLIT_RULE = (
     "All rows of a patient are in one split: that of the label table, or one drawn by patient where it names none. "
     "Nothing was chosen on the test rows."
@@ -72,11 +64,12 @@ def write_probe_card(
     config, facts = probe.config, facts or ProbeFacts()
     fit = config.fit or {}
     rows = score_rows(reports, task=data.task)
-    headlines = [row for row in rows if row["metric"] in HEADLINES]
+    module = load_task(data.task)
+    headlines = [row for row in rows if row["metric"] in module.HEADLINES]
     base = str(config.base_model_name_or_path or "an unnamed backbone")
     on_hub = "/" in base
     targets = ", ".join(_names(config)) if data.task == "classification" else ", ".join(data.names)
-    counts = {split: _counts(data, split) for split in ("train", "val", "test")}
+    counts = {split: module.counts(data, data.rows(split)) for split in ("train", "val", "test")}
     return probe_card(
         task=data.task,
         license=facts.license,
@@ -87,7 +80,7 @@ def write_probe_card(
         summary=f"A {config.head} probe on frozen features of `{base}` for {data.task}: {cell(targets)}.",
         model_option="" if on_hub or base == EMBEDDED else " --model FOLDER_OF_THE_BACKBONE",
         features=_features(config),
-        answer=ANSWERS[data.task],
+        answer=module.ANSWER,
         base=base,
         base_hash=config.base_model_hash or "not recorded",
         limits=_limits(data),
@@ -111,7 +104,7 @@ def write_probe_card(
         ],
         pictures=dict(pictures or {}),
         calibration=_calibration(probe, data),
-        subgroups=_subgroups(reports),
+        subgroups=_subgroups(reports, module.HEADLINES),
         data_citation=facts.citation,
     )
 
@@ -126,7 +119,7 @@ def score_rows(reports: Mapping[str, Mapping[str, Any]], *, task: str) -> list[d
 
 
 def _scores(rows: list[dict[str, Any]]) -> str:
-    named = [{**row, "metric": metric_name(row["metric"])} for row in rows]
+    named = [{**row, "metric": metric_title(row["metric"])} for row in rows]
     return score_table(named) or "No score is defined on the test rows."
 
 
@@ -155,27 +148,6 @@ def _limits(data: TaskData) -> str:
 
 def _patients(data: TaskData, split: str) -> int:
     return len(np.unique(data.groups[data.rows(split)]))
-
-
-def _counts(data: TaskData, split: str) -> dict[str, str]:
-    """What the rows of a split hold, by heading."""
-    rows = data.rows(split)
-    if data.annotated is not None:
-        known = np.array([data.annotated(int(row)) for row in rows]).reshape(len(rows), -1)
-        return {f"{name} annotated": str(int(known[:, i].sum())) for i, name in enumerate(data.names) if i}
-    targets = data.targets[rows]
-    if data.task == "survival":
-        return {f"{data.names[0]}: events": str(int(np.nansum(targets[:, 1])))}
-    if data.task == "localization":
-        return {f"{data.names[0]} located": str(int(np.isfinite(targets).all(axis=1).sum()))}
-    if data.task == "regression":
-        return {f"{name} known": str(int(np.isfinite(targets[:, i]).sum())) for i, name in enumerate(data.names)}
-    if data.options.get("exclusive"):
-        return {name: str(int((targets[:, 0] == i).sum())) for i, name in enumerate(data.names)}
-    return {
-        f"{name}: positive of known": f"{int(np.nansum(targets[:, i]))} of {int(np.isfinite(targets[:, i]).sum())}"
-        for i, name in enumerate(data.names)
-    }
 
 
 def _settings(config: Any, fit: Mapping[str, Any]) -> dict[str, str]:
@@ -223,11 +195,11 @@ def _calibration(probe: VoxelFMProbe, data: TaskData) -> str:
     return ""
 
 
-def _subgroups(reports: Mapping[str, Mapping[str, Any]]) -> str:
+def _subgroups(reports: Mapping[str, Mapping[str, Any]], metrics: Sequence[str]) -> str:
     rows = [
-        {**row, "target": target, "metric": metric_name(row["metric"])}
+        {**row, "target": target, "metric": metric_title(row["metric"])}
         for target, report in reports.items()
         for row in report.get("subgroups") or ()
-        if row["metric"] in HEADLINES
+        if row["metric"] in metrics
     ]
     return score_table(rows, columns=("target", "column", "level", "metric"), keep_undefined=True)

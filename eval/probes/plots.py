@@ -12,7 +12,7 @@ from voxelfm_hf.eval.plots.error_curve import save_error_curve
 from voxelfm_hf.eval.plots.kaplan_meier import save_kaplan_meier
 from voxelfm_hf.eval.plots.reliability import save_reliability
 from voxelfm_hf.eval.plots.roc import Scored, save_roc
-from voxelfm_hf.eval.survival_curves import risk_groups
+from voxelfm_hf.eval.statistics.survival_curves import risk_groups
 from voxelfm_hf.eval.tasks import load_task
 from voxelfm_hf.eval.tasks.data import TaskData
 from voxelfm_hf.eval.tasks.localization import row_errors
@@ -34,9 +34,8 @@ def save_probe_plots(folder: Path, probe: VoxelFMProbe, data: TaskData, predicti
     Returns:
         File name -> caption, in the order of the card.
     """
-    if not len(data.rows("test")):
-        return {}
-    return _FIGURES[data.task](folder, probe, data, predictions)
+    draw = _FIGURES.get(data.task)
+    return draw(folder, probe, data, predictions) if draw and len(data.rows("test")) else {}
 
 
 def _classification(folder: Path, probe: VoxelFMProbe, data: TaskData, predictions: np.ndarray) -> dict[str, str]:

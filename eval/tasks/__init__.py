@@ -1,30 +1,30 @@
-"""The task families, one file each with the same verbs.
+"""The task families, one file each with the same names: a new task is one new file here.
 
-    read(store, labels, **options) -> TaskData      match, check, split
-    fit(data, **settings) -> VoxelFMProbe           fit on train, choose on validation (retrieval fits nothing)
-    predict(probe, data, rows) -> predictions       in natural units
-    evaluate(predictions, data, rows) -> reports    metrics with intervals and subgroups, by target
+For probes and the benchmark:
 
-A new task is one new file here.
+    read(store, labels, **options) -> TaskData          match, check, split
+    fit(data, **FitOptions) -> VoxelFMProbe             fit on train, choose on validation; None where nothing is fitted
+    calibrate(probe, data, train=, device=)             what `fit` chooses after training, where there is such a thing
+    predict(probe, data, rows) -> predictions           in natural units
+    evaluate(predictions, data, rows) -> reports        metrics with intervals and subgroups, by target
+
+For the card of a probe (`voxelfm_hf.eval.probes.card`):
+
+    ANSWER, HEADLINES                                   what a probe gives, in words; the metrics of its header
+    counts(data, rows) -> {heading: text}               what some rows hold
+
+For the benchmark (`voxelfm_hf.eval.benchmark`), whose prediction files are written and read here:
+
+    columns(predictions, data, rows, probe=) -> [...]   by target, what is kept of the predictions of some rows
+    judge(tables, options) -> Judged                    kept predictions with their measures
+    main_metric(options) -> str                         the metric that is tested, tabulated and drawn
+    HAS_MACRO                                           whether a mean over targets means something
+
+Heads of a task are listed in `modeling/configuration_voxelfm_probe.py`, its loss is in `training/probe/`. Figures that
+only one task has are in `eval/probes/plots.py`, `eval/benchmark/figures.py` and `pictures.py`; none is needed.
 """
 
-import importlib
-from pathlib import Path
-from types import ModuleType
+from voxelfm_hf.eval.named_modules import NamedModules
 
-from voxelfm_hf.volumes.errors import RecipeError
-
-HELPERS = ("data", "fitting", "grid", "neighbours")
-
-
-def task_names() -> list[str]:
-    """Names of the tasks there are."""
-    files = Path(__file__).parent.glob("*.py")
-    return sorted(path.stem for path in files if not path.stem.startswith("_") and path.stem not in HELPERS)
-
-
-def load_task(name: str) -> ModuleType:
-    """The module of a task; RecipeError with the names there are for an unknown one."""
-    if name not in task_names():
-        raise RecipeError(f"there is no task {name}: choose one of {', '.join(task_names())}")
-    return importlib.import_module(f"voxelfm_hf.eval.tasks.{name}")
+_TASKS = NamedModules(__name__, "task", helpers=("data", "fitting", "grid", "kept", "neighbours"))
+task_names, load_task = _TASKS.names, _TASKS.load

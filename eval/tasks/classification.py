@@ -1,25 +1,36 @@
 """Classification: findings that may occur together (one yes/no probe each), or classes that exclude each other."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 
 from voxelfm_hf.eval.labels import LabelTable, binary_target, class_target
-from voxelfm_hf.eval.measures import classification_measures, multiclass_measures
-from voxelfm_hf.eval.metric_reports import metric_report
-from voxelfm_hf.eval.metrics.binary import auroc
+from voxelfm_hf.eval.metrics import binary, multiclass
+from voxelfm_hf.eval.metrics.scoring import metric_report
 from voxelfm_hf.eval.tasks.data import TaskData, open_data
-from voxelfm_hf.eval.tasks.fitting import fit_columns, probe_outputs
-from voxelfm_hf.eval.tasks.neighbours import NEIGHBOURS, fit_neighbours
+from voxelfm_hf.eval.tasks.fitting import FitOptions, fit_columns, probe_outputs
+from voxelfm_hf.eval.tasks.kept import (
+    Judged,
+    Tables,
+    kept_column,
+    kept_predictions,
+    lists,
+    number_columns,
+    over_seeds,
+    row_names,
+)
+from voxelfm_hf.eval.tasks.neighbours import fit_neighbours
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.store import FeatureStore
 from voxelfm_hf.training.probe.calibration import choose_threshold, fit_temperature
-from voxelfm_hf.training.probe.settings import ProbeSettings
 from voxelfm_hf.volumes.errors import LabelError
 
-PATCH_HEADS = ("pooler",)
+ANSWER = "calibrated probabilities, in the order of `probe.config.id2label`"
+HEADLINES = ("auroc", "macro_auroc")
+HAS_MACRO = True
 
 
 def read(
@@ -43,55 +54,31 @@ def read(
         classes: Names and order of exclusive classes.
         **options: Options of `open_data`.
     """
-    data, labels = open_data(store, labels, task="classification", needs_patches=head in PATCH_HEADS, **options)
+    data, labels = open_data(store, labels, task="classification", head=head, **options)
     if exclusive:
         if len(targets) != 1:
             raise LabelError(f"exclusive classes are one column, got {len(targets)}: {', '.join(targets)}")
         numbers, names = class_target(labels, targets[0], classes=classes)
-        return replace(data, targets=numbers[:, None], names=names, options={"exclusive": True, "head": head})
-    columns = np.stack([binary_target(labels, target) for target in targets], axis=1)
-    return replace(data, targets=columns, names=list(targets), options={"exclusive": False, "head": head})
+        chosen = {**data.options, "exclusive": True, "column": targets[0]}
+        return replace(data, targets=numbers[:, None], names=names, options=chosen)
+    findings = np.stack([binary_target(labels, target) for target in targets], axis=1)
+    return replace(data, targets=findings, names=list(targets), options={**data.options, "exclusive": False})
 
 
-def fit(
-    data: TaskData,
-    *,
-    head: str | None = None,
-    head_hidden_size: int | None = None,
-    settings: ProbeSettings | None = None,
-    train: np.ndarray | None = None,
-    seed: int = 0,
-    device: str = "cpu",
-) -> VoxelFMProbe:
+def fit(data: TaskData, **options: Unpack[FitOptions]) -> VoxelFMProbe:
     """A probe with temperature and, for findings, threshold chosen on the validation rows.
 
     Args:
         data: From `read`.
-        head: linear, mlp, pooler or knn; by default the one the data were read for.
-        head_hidden_size: Hidden width of mlp and pooler.
-        settings: How to fit; a knn head has none.
-        train: Training rows in place of the whole training split.
-        seed: Of the fit.
-        device: Where to compute.
+        **options: See `FitOptions`; a knn head has no settings.
     """
-    head, exclusive = head or data.options["head"], data.options["exclusive"]
-    if head == "knn":
-        probe = fit_neighbours(data, train=train, seed=seed)
-        calibrate(probe, data, device=device)
-        return probe
-    probe, _ = fit_columns(
-        data,
-        head=head,
-        head_hidden_size=head_hidden_size,
-        settings=settings,
-        train=train,
-        seed=seed,
-        device=device,
-        together=exclusive or head in PATCH_HEADS,
-        problem_type="single_label_classification" if exclusive else "multi_label_classification",
-        independent_outputs=not exclusive,
-    )
-    calibrate(probe, data, device=device)
+    exclusive = data.options["exclusive"]
+    if (options.get("head") or data.options["head"]) == "knn":
+        probe = fit_neighbours(data, train=options.get("train"), seed=options.get("seed", 0))
+    else:
+        problem = "single_label_classification" if exclusive else "multi_label_classification"
+        probe = fit_columns(data, fields={"problem_type": problem, "independent_outputs": not exclusive}, **options)
+    calibrate(probe, data, device=options.get("device", "cpu"))
     return probe
 
 
@@ -144,54 +131,72 @@ def evaluate(
         seed: Of the bootstrap.
     """
     settings = {"patients": data.groups[rows], "replicates": replicates, "seed": seed}
-    subgroups = {column: [levels[row] for row in rows] for column, levels in data.subgroups.items()}
+    subgroups = data.levels(rows)
     labels = data.targets[rows]
     if data.options["exclusive"]:
         known = np.isfinite(labels[:, 0])
         settings["patients"] = settings["patients"][known]
         subgroups = {c: [v for v, k in zip(values, known, strict=True) if k] for c, values in subgroups.items()}
         arrays = (labels[known, 0].astype(int), predictions[known])
-        return {"classes": metric_report(multiclass_measures(), *arrays, subgroups=subgroups, **settings)}
+        return {"classes": metric_report(multiclass.measures(), *arrays, subgroups=subgroups, **settings)}
     reports = {}
     for i, name in enumerate(data.names):
-        measures = classification_measures(threshold=0.5 if thresholds is None else thresholds[i])
+        measures = binary.measures(threshold=0.5 if thresholds is None else thresholds[i])
         reports[name] = metric_report(measures, labels[:, i], predictions[:, i], subgroups=subgroups, **settings)
     if len(data.names) > 1:
         reports["macro"] = _macro(reports)
     return reports
 
 
-def nearest_neighbours(
-    data: TaskData, rows: np.ndarray, *, target: int = 0, train: np.ndarray | None = None
-) -> tuple[np.ndarray, int]:
-    """Share of positives among the k training scans of highest cosine similarity, k picked on the validation rows.
+def counts(data: TaskData, rows: np.ndarray) -> dict[str, str]:
+    """How many of some rows are positive, or in each class, by heading."""
+    targets = data.targets[rows]
+    if data.options["exclusive"]:
+        return {name: str(int((targets[:, 0] == i).sum())) for i, name in enumerate(data.names)}
+    return {
+        f"{name}: positive of known": f"{int(np.nansum(targets[:, i]))} of {int(np.isfinite(targets[:, i]).sum())}"
+        for i, name in enumerate(data.names)
+    }
+
+
+def columns(predictions: np.ndarray, data: TaskData, rows: np.ndarray, *, probe: VoxelFMProbe) -> list[dict[str, Any]]:
+    """truth, prediction (probability), threshold; of exclusive classes truth (number of the class), probabilities."""
+    if data.options["exclusive"]:
+        known = np.isfinite(data.targets[rows, 0])
+        truth = data.targets[rows[known], 0].astype(int)
+        kept = {"truth": truth, "probabilities": lists(predictions[known])}
+        return [{**row_names(data, rows[known]), "target": data.options["column"], **kept}]
+    thresholds = probe.config.threshold or [None] * len(data.names)
+    return [target_columns(data, i, rows, predictions[:, i], threshold) for i, threshold in enumerate(thresholds)]
+
+
+def target_columns(
+    data: TaskData, number: int, rows: np.ndarray, predictions: np.ndarray, threshold: float | None
+) -> dict[str, Any]:
+    """The columns of one finding."""
+    kept = number_columns(data, number, rows, predictions)
+    return {**kept, "threshold": np.nan if threshold is None else threshold}
+
+
+def judge(tables: Tables, options: Mapping[str, Any]) -> Judged:
+    """Measures of kept predictions, each seed with its own threshold.
 
     Args:
-        data: The task data, read for CLS vectors and findings.
-        rows: Rows to score.
-        target: Number of the finding.
-        train: Training rows in place of the whole training split.
-
-    Returns:
-        Scores (rows,) weighted by similarity rank only through k, and the k of highest validation AUROC.
+        tables: By seed.
+        options: Of `read`.
     """
-    if data.features.cls is None:
-        raise ValueError("nearest neighbours need CLS vectors")
-    train = data.rows("train") if train is None else train
-    labels = data.targets[:, target]
-    train, validation = train[np.isfinite(labels[train])], data.rows("val")
-    validation = validation[np.isfinite(labels[validation])]
-    directions = torch.nn.functional.normalize(data.features.cls, dim=1).numpy()
+    truth = kept_column(tables, "truth")
+    if options.get("exclusive"):
+        measures = over_seeds([multiclass.measures()] * len(tables))
+        return Judged((truth.astype(int),), {"": kept_predictions(tables, "probabilities")}, measures)
+    thresholds = [float(table["threshold"][0].as_py()) for table in tables.values()]
+    measures = over_seeds([binary.measures(threshold=0.5 if np.isnan(t) else t) for t in thresholds])
+    return Judged((truth,), {"": kept_predictions(tables, "prediction")}, measures)
 
-    def scores(of: np.ndarray) -> np.ndarray:
-        order = np.argsort(-(directions[of] @ directions[train].T), axis=1, kind="stable")
-        return np.cumsum(labels[train][order], axis=1) / np.arange(1, len(train) + 1)
 
-    allowed = [k for k in NEIGHBOURS if k <= len(train)]
-    held = scores(validation) if len(validation) else np.zeros((0, len(train)))
-    judged = [float(auroc(labels[validation], held[:, k - 1])) if len(validation) else np.nan for k in allowed]
-    best = allowed[int(np.nanargmax(judged))] if np.isfinite(judged).any() else allowed[len(allowed) // 2]
-    return scores(rows)[:, best - 1], best
+def main_metric(options: Mapping[str, Any]) -> str:
+    """AUROC, or its mean over exclusive classes."""
+    return "macro_auroc" if options.get("exclusive") else "auroc"
 
 
 def _macro(reports: dict[str, dict]) -> dict:

@@ -1,15 +1,15 @@
 """What every task works on: the rows that have both features and labels, their splits, patients and subgroups."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
 from voxelfm_hf.eval.labels import LabelTable, match_to_store
-from voxelfm_hf.eval.measures import bands
 from voxelfm_hf.eval.splits import patient_groups, split_rows
+from voxelfm_hf.modeling.configuration_voxelfm_probe import PATCH_HEADS
 from voxelfm_hf.store import FeatureStore
 from voxelfm_hf.training.probe.data import ProbeFeatures
 from voxelfm_hf.volumes.errors import StoreError
@@ -44,7 +44,7 @@ class TaskData:
         maps: For segmentation, a function row -> (D, H, W) classes.
         annotated: For segmentation, a function row -> (classes,) bool: was the class looked for in the scan?
         notes: What was left out or assumed, for the card.
-        options: What only one task needs.
+        options: The head that it was read for, and what only one task needs.
     """
 
     task: str
@@ -67,9 +67,14 @@ class TaskData:
         """Row numbers of a split."""
         return np.flatnonzero(self.splits == split)
 
-    def with_options(self, **options: Any) -> "TaskData":
-        """The same data with some options replaced."""
-        return replace(self, options={**self.options, **options})
+    def column(self, number: int) -> np.ndarray:
+        """(n, k) targets of one of the names; of exclusive classes, all of which share a column, that column."""
+        width = max(1, self.targets.shape[1] // len(self.names))
+        return self.targets[:, number * width : (number + 1) * width]
+
+    def levels(self, rows: np.ndarray) -> dict[str, list]:
+        """The levels of some rows by subgroup column."""
+        return {column: [levels[row] for row in rows] for column, levels in self.subgroups.items()}
 
 
 def open_data(
@@ -77,7 +82,7 @@ def open_data(
     labels: LabelTable,
     *,
     task: str,
-    needs_patches: bool = False,
+    head: str | None = None,
     allow_missing: bool = False,
     patient_column: str | None = None,
     split_column: str = "split",
@@ -90,7 +95,7 @@ def open_data(
         store: The feature store.
         labels: The label table.
         task: Name of the task.
-        needs_patches: Whether the head reads patch grids; CLS vectors are loaded otherwise.
+        head: Of the probe: CLS vectors are loaded unless it reads patch grids.
         allow_missing: Leave labels without features out, with a note, instead of refusing.
         patient_column: As in `patient_groups`.
         split_column: As in `split_rows`.
@@ -100,6 +105,7 @@ def open_data(
     Returns:
         The data without targets, and the label table of the same rows.
     """
+    needs_patches = head in PATCH_HEADS
     if needs_patches and not store.run.get("patches"):
         raise StoreError(f"{store.folder} holds no patch features, which this probe needs: embed with --patches")
     matched = match_to_store(labels, store.ids, allow_missing=allow_missing)
@@ -129,6 +135,7 @@ def open_data(
         affines=np.array(store.table["patch_affine"].to_pylist())[matched].reshape(-1, 4, 4),
         grids=np.array(store.table["grid"].to_pylist())[matched],
         notes=tuple(notes),
+        options={"head": head},
     )
     return data, labels
 
@@ -142,3 +149,13 @@ def subgroup_levels(column: str, values: Sequence) -> list:
     if edges is None:
         edges = tuple(np.unique(np.quantile(numbers, (1 / 3, 2 / 3))).tolist()) if numbers else (0.0,)
     return bands([np.nan if v is None else float(v) for v in values], edges)
+
+
+def bands(values: Sequence[float] | np.ndarray, edges: Sequence[float]) -> list[str]:
+    """Numbers as labels of the bands between the edges: 64 with edges (50, 65) is "50-65"; NaN is "".
+
+    A band includes its lower edge and not its upper one.
+    """
+    names = [f"<{edges[0]:g}", *(f"{a:g}-{b:g}" for a, b in zip(edges, edges[1:], strict=False)), f">={edges[-1]:g}"]
+    numbers = np.asarray(values, dtype=float)
+    return ["" if np.isnan(v) else names[int(np.searchsorted(edges, v, side="right"))] for v in numbers]

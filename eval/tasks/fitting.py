@@ -1,7 +1,7 @@
 """What the tasks share in fitting and applying a probe."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.training.probe import fit_probes, make_probe
 from voxelfm_hf.training.probe.data import ProbeFeatures, ProbeJob
-from voxelfm_hf.training.probe.settings import DEFAULT_SETTINGS, FittedProbe, ProbeSettings
+from voxelfm_hf.training.probe.settings import DEFAULT_SETTINGS, ProbeSettings
 from voxelfm_hf.training.probe.stacks import padded
 from voxelfm_hf.volumes.errors import LabelError, ModelError
 
@@ -38,48 +38,62 @@ def probe_config(data: TaskData, *, head: str, names: Sequence[str], **fields: A
     )
 
 
+class FitOptions(TypedDict, total=False):
+    """Options of every task's `fit`; tasks pass them on to `fit_columns`.
+
+    Attributes:
+        head: By default the one that the data were read for.
+        head_hidden_size: Hidden width of heads that have one.
+        settings: How to fit; by default what suits the head.
+        train: Training rows in place of the whole training split.
+        seed: Of the fit.
+        device: Where to compute.
+    """
+
+    head: str | None
+    head_hidden_size: int | None
+    settings: ProbeSettings | None
+    train: np.ndarray | None
+    seed: int
+    device: str
+
+
 def fit_columns(
     data: TaskData,
     *,
-    head: str,
+    fields: Mapping[str, Any] | None = None,
+    head: str | None = None,
     head_hidden_size: int | None = None,
     settings: ProbeSettings | None = None,
     train: np.ndarray | None = None,
     seed: int = 0,
     device: str = "cpu",
-    together: bool = False,
-    **fields: Any,
-) -> tuple[VoxelFMProbe, list[FittedProbe]]:
-    """Fits one probe for every target column side by side, or one for all columns, and joins them to a model.
+) -> VoxelFMProbe:
+    """Fits one probe for every target side by side and joins them to a model; heads on patches and exclusive classes
+    have one fit for all targets.
 
     Args:
         data: The task data with targets (n, k).
-        head: Head of the probe.
-        head_hidden_size: Its hidden width.
-        settings: How to fit; by default what suits the head.
-        train: Training rows in place of the whole training split.
-        seed: Of the fit.
-        device: Where to compute.
-        together: One fit with all outputs, as patch heads and exclusive classes need.
-        **fields: Further fields of the configuration.
+        fields: Further fields of the probe's configuration.
+        head, head_hidden_size, settings, train, seed, device: See `FitOptions`.
 
     Returns:
-        The probe with `fit` filled in, and the fits behind it.
+        The probe with `fit` of its configuration filled in.
     """
-    train = data.rows("train") if train is None else np.asarray(train)
+    head = head or data.options["head"]
+    train = training_rows(data, train)
     validation = data.rows("val")
     features = data.features.standardised(train)
-    fields["head_hidden_size"] = head_hidden_size
+    fields = {**(fields or {}), "head_hidden_size": head_hidden_size}
     whole = probe_config(data, head=head, names=data.names, **fields)
     columns: list
     if data.maps is not None:
         single, columns, titles = whole, [data.maps], ["label maps"]
-    elif together:
+    elif whole.uses_patches or whole.is_single_label:
         single, columns, titles = whole, [data.targets], ["+".join(data.names)]
     else:
         single = probe_config(data, head=head, names=["target"], **fields)
-        width = 2 if data.task == "survival" else 1
-        columns = [data.targets[:, i : i + width] for i in range(0, data.targets.shape[1], width)]
+        columns = [data.column(number) for number in range(len(data.names))]
         titles = list(data.names)
     jobs = []
     for title, column in zip(titles, columns, strict=True):
@@ -94,15 +108,27 @@ def fit_columns(
     fits = fit_probes(features, jobs, single, settings=settings, device=device)
     probe = make_probe(whole, fits, features)
     probe.config.fit = {
-        "seed": seed,
-        "features_dtype": data.run.get("dtype"),
-        "rows": {"train": len(train), "val": len(validation), "test": len(data.rows("test"))},
-        "patients": {split: len(np.unique(data.groups[data.rows(split)])) for split in ("train", "val", "test")},
+        **fit_facts(data, train, seed),
         "settings": vars(settings or DEFAULT_SETTINGS[head]).copy(),
         "best_epoch": {fit.name: fit.best_epoch for fit in fits},
         "notes": [*data.notes, *(f"{fit.name}: {note}" for fit in fits for note in fit.notes)],
     }
-    return probe, fits
+    return probe
+
+
+def fit_facts(data: TaskData, train: np.ndarray, seed: int) -> dict[str, Any]:
+    """What the configuration of every probe says of its fit: seed, type of the features, rows and patients."""
+    return {
+        "seed": seed,
+        "features_dtype": data.run.get("dtype"),
+        "rows": {"train": len(train), "val": len(data.rows("val")), "test": len(data.rows("test"))},
+        "patients": {split: len(np.unique(data.groups[data.rows(split)])) for split in ("train", "val", "test")},
+    }
+
+
+def training_rows(data: TaskData, train: np.ndarray | None) -> np.ndarray:
+    """The rows to fit on: those named, or the whole training split."""
+    return data.rows("train") if train is None else np.asarray(train)
 
 
 @torch.no_grad()

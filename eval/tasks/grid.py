@@ -13,6 +13,10 @@ from voxelfm_hf.training.probe.calibration import choose_threshold, fit_temperat
 from voxelfm_hf.training.probe.data import ProbeJob
 from voxelfm_hf.training.probe.settings import ProbeSettings
 
+# Tasks and heads of which many fits run side by side.
+FAMILIES = ("classification", "regression", "survival")
+HEADS = ("linear", "mlp")
+
 
 @dataclass(frozen=True, eq=False)
 class GridFit:
@@ -65,18 +69,17 @@ def fit_grid(
     Returns:
         One entry for each target, fraction and seed, targets fastest.
     """
-    if data.task not in ("classification", "regression", "survival") or data.options.get("exclusive"):
+    if data.task not in FAMILIES or data.options.get("exclusive"):
         raise ValueError(f"a grid is of findings, regression or survival, not of {data.task}")
     train, validation, test = (data.rows(split) for split in ("train", "val", "test"))
     features = data.features.standardised(train)
     config = probe_config(data, head=head, names=["target"], head_hidden_size=head_hidden_size)
-    width = 2 if data.task == "survival" else 1
     jobs, cells = [], []
     for seed in seeds:
         for fraction in fractions:
             subset = training_subset(train, data.groups, fraction=fraction, seed=seed)
             for number, name in enumerate(data.names):
-                column = data.targets[:, number * width : (number + 1) * width]
+                column = data.column(number)
                 labelled = np.isfinite(column).all(axis=1)
                 rows = subset[labelled[subset]]
                 note = why_unfit(column[rows], data.task)

@@ -1,23 +1,27 @@
 """Localisation: points (a box is two) in the scan, predicted from the patch grid and judged in millimetres."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 
 from voxelfm_hf.eval.labels import LabelTable, point_target
-from voxelfm_hf.eval.metric_reports import per_row_report
-from voxelfm_hf.eval.metrics.localization import point_errors_mm
+from voxelfm_hf.eval.metrics import localization
+from voxelfm_hf.eval.metrics.scoring import per_row_report
 from voxelfm_hf.eval.tasks.data import TaskData, open_data
-from voxelfm_hf.eval.tasks.fitting import fit_columns, probe_outputs
+from voxelfm_hf.eval.tasks.fitting import FitOptions, fit_columns, probe_outputs
+from voxelfm_hf.eval.tasks.kept import Judged, Tables, judge_row_values, lists, row_names
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.modeling.probe_heads_voxelfm import pooled_grid
 from voxelfm_hf.store import FeatureStore
-from voxelfm_hf.training.probe.settings import ProbeSettings
 from voxelfm_hf.volumes.errors import LabelError
 
+ANSWER = "points (z, y, x) from 0 to 1 across the patch grid"
+HEADLINES = ("error_mm",)
+HAS_MACRO = False
 # Patches that a scan is localised on, as many as a published crop has; their attention grows with the square.
 MAX_POSITIONS = 512
 CACHED_GRIDS = 256
@@ -29,6 +33,7 @@ def read(
     *,
     targets: Sequence[str],
     name: str = "point",
+    head: str = "position",
     max_positions: int | None = MAX_POSITIONS,
     **options,
 ) -> TaskData:
@@ -39,10 +44,11 @@ def read(
         labels: The label table.
         targets: Columns x, y, z of each point in LPS millimetres, point after point.
         name: Of what is located, for the card.
+        head: "position".
         max_positions: Patches of a scan; larger grids are averaged down to so many.
         **options: Options of `open_data`.
     """
-    data, labels = open_data(store, labels, task="localization", needs_patches=True, **options)
+    data, labels = open_data(store, labels, task="localization", head=head, **options)
     points = point_target(labels, targets)
     normalised = np.stack([to_normalised(p, a, g) for p, a, g in zip(points, data.affines, data.grids, strict=True)])
     outside = int(((normalised < 0) | (normalised > 1)).any(axis=(1, 2)).sum())
@@ -68,44 +74,19 @@ def read(
         targets=targets_flat,
         names=[name],
         notes=notes,
-        options={"points": points, "max_positions": max_positions},
+        options={**data.options, "points": points, "max_positions": max_positions},
     )
 
 
-def fit(
-    data: TaskData,
-    *,
-    head: str | None = None,
-    head_hidden_size: int | None = None,
-    settings: ProbeSettings | None = None,
-    train: np.ndarray | None = None,
-    seed: int = 0,
-    device: str = "cpu",
-) -> VoxelFMProbe:
+def fit(data: TaskData, **options: Unpack[FitOptions]) -> VoxelFMProbe:
     """A position regressor on patch centres.
 
     Args:
         data: From `read`.
-        head: "position".
-        head_hidden_size: Hidden width of its score network.
-        settings: How to fit.
-        train: Training rows in place of the whole training split.
-        seed: Of the fit.
-        device: Where to compute.
+        **options: See `FitOptions`.
     """
-    probe, _ = fit_columns(
-        data,
-        head=head or "position",
-        head_hidden_size=head_hidden_size,
-        settings=settings,
-        train=train,
-        seed=seed,
-        device=device,
-        together=True,
-        num_points=data.targets.shape[1] // 3,
-        max_positions=data.options["max_positions"],
-    )
-    return probe
+    fields = {"num_points": data.targets.shape[1] // 3, "max_positions": data.options["max_positions"]}
+    return fit_columns(data, fields=fields, **options)
 
 
 def predict(probe: VoxelFMProbe, data: TaskData, rows: np.ndarray, *, device: str = "cpu") -> np.ndarray:
@@ -128,12 +109,10 @@ def evaluate(
         replicates: Bootstrap replicates.
         seed: Of the bootstrap.
     """
-    values = row_errors(predictions, data, rows)
     report = per_row_report(
-        values,
-        lower_is_better=tuple(values),
+        row_errors(predictions, data, rows),
         patients=data.groups[rows],
-        subgroups={column: [levels[row] for row in rows] for column, levels in data.subgroups.items()},
+        subgroups=data.levels(rows),
         replicates=replicates,
         seed=seed,
     )
@@ -148,10 +127,31 @@ def row_errors(predictions: np.ndarray, data: TaskData, rows: np.ndarray) -> dic
     usual = np.nanmean(normalised[data.rows("train")], axis=0)
     always = np.array([to_lps(usual, data.affines[r], data.grids[r]) for r in rows])
     return {
-        "error_mm": point_errors_mm(points[rows], predictions),
-        "error_normalised": point_errors_mm(normalised[rows], found),
-        "mean_position_error_mm": point_errors_mm(points[rows], always),
+        "error_mm": localization.point_errors_mm(points[rows], predictions),
+        "error_normalised": localization.point_errors_mm(normalised[rows], found),
+        "mean_position_error_mm": localization.point_errors_mm(points[rows], always),
     }
+
+
+def counts(data: TaskData, rows: np.ndarray) -> dict[str, str]:
+    """How many of some rows have the point."""
+    return {f"{data.names[0]} located": str(int(np.isfinite(data.targets[rows]).all(axis=1).sum()))}
+
+
+def columns(predictions: np.ndarray, data: TaskData, rows: np.ndarray, *, probe: VoxelFMProbe) -> list[dict[str, Any]]:
+    """truth, prediction (LPS mm x, y, z of each point), error_mm, error_normalised, mean_position_error_mm."""
+    kept = {"truth": lists(data.options["points"][rows]), "prediction": lists(predictions)}
+    return [{**row_names(data, rows), "target": data.names[0], **kept, **row_errors(predictions, data, rows)}]
+
+
+def judge(tables: Tables, options: Mapping[str, Any]) -> Judged:
+    """Measures of kept predictions by seed."""
+    return judge_row_values(tables, localization.measures().values())
+
+
+def main_metric(options: Mapping[str, Any]) -> str:
+    """The distance in millimetres."""
+    return "error_mm"
 
 
 def to_normalised(points_lps: np.ndarray, patch_affine: np.ndarray, grid: np.ndarray) -> np.ndarray:

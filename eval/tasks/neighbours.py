@@ -7,7 +7,7 @@ import torch
 
 from voxelfm_hf.eval.metrics.binary import auroc
 from voxelfm_hf.eval.tasks.data import TaskData
-from voxelfm_hf.eval.tasks.fitting import probe_config
+from voxelfm_hf.eval.tasks.fitting import fit_facts, probe_config, training_rows
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.volumes.errors import LabelError
 
@@ -28,7 +28,7 @@ def fit_neighbours(data: TaskData, *, train: np.ndarray | None = None, seed: int
     """
     if data.features.cls is None:
         raise ValueError("nearest neighbours need CLS vectors")
-    train, validation = data.rows("train") if train is None else np.asarray(train), data.rows("val")
+    train, validation = training_rows(data, train), data.rows("val")
     labels = data.targets
     if data.options["exclusive"]:
         known = np.isfinite(labels)
@@ -51,12 +51,8 @@ def fit_neighbours(data: TaskData, *, train: np.ndarray | None = None, seed: int
     counts = np.isfinite(labels[stored]).sum(axis=0)
     chosen = _choose(probe, data.features.cls[torch.as_tensor(validation)].float(), labels[validation], counts)
     probe.config.num_neighbours = chosen
-    splits = ("train", "val", "test")
     probe.config.fit = {
-        "seed": seed,
-        "features_dtype": data.run.get("dtype"),
-        "rows": {"train": len(train), "val": len(validation), "test": len(data.rows("test"))},
-        "patients": {split: len(np.unique(data.groups[data.rows(split)])) for split in splits},
+        **fit_facts(data, train, seed),
         "settings": {"neighbours": dict(zip(data.names, chosen, strict=True))},
         "notes": [*data.notes, NOTE],
     }

@@ -1,21 +1,26 @@
 """Regression: measured quantities, in their own unit, with a prediction interval from the validation errors."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any, Unpack
 
 import numpy as np
 
 from voxelfm_hf.eval.labels import LabelTable, number_target
-from voxelfm_hf.eval.measures import regression_measures
-from voxelfm_hf.eval.metric_reports import metric_report
+from voxelfm_hf.eval.metrics import continuous
+from voxelfm_hf.eval.metrics.scoring import metric_report
 from voxelfm_hf.eval.tasks.data import TaskData, open_data
-from voxelfm_hf.eval.tasks.fitting import fit_columns, probe_outputs
+from voxelfm_hf.eval.tasks.fitting import FitOptions, fit_columns, probe_outputs
+from voxelfm_hf.eval.tasks.kept import Judged, Tables, kept_column, kept_predictions, number_columns, over_seeds
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.store import FeatureStore
 from voxelfm_hf.training.probe.calibration import interval_half_width
-from voxelfm_hf.training.probe.settings import ProbeSettings
 
-PATCH_HEADS = ("pooler",)
+ANSWER = "the targets in their units, `low` and `high` the prediction interval"
+HEADLINES = ("mae",)
+HAS_MACRO = True
+# Coverage of the prediction interval.
+INTERVAL_LEVEL = 0.9
 
 
 def read(
@@ -37,60 +42,26 @@ def read(
         units: Unit of each target, for the card.
         **options: Options of `open_data`.
     """
-    data, labels = open_data(store, labels, task="regression", needs_patches=head in PATCH_HEADS, **options)
-    columns = np.stack([number_target(labels, target) for target in targets], axis=1)
-    return replace(data, targets=columns, names=list(targets), options={"head": head, "units": units})
+    data, labels = open_data(store, labels, task="regression", head=head, **options)
+    values = np.stack([number_target(labels, target) for target in targets], axis=1)
+    return replace(data, targets=values, names=list(targets), options={**data.options, "units": units})
 
 
-def fit(
-    data: TaskData,
-    *,
-    head: str | None = None,
-    head_hidden_size: int | None = None,
-    settings: ProbeSettings | None = None,
-    train: np.ndarray | None = None,
-    seed: int = 0,
-    device: str = "cpu",
-    interval_level: float = 0.9,
-) -> VoxelFMProbe:
+def fit(data: TaskData, **options: Unpack[FitOptions]) -> VoxelFMProbe:
     """A probe whose targets are standardised by its training rows, with a conformal interval from the validation rows.
 
     Args:
         data: From `read`.
-        head: linear, mlp or pooler; by default the one the data were read for.
-        head_hidden_size: Hidden width of mlp and pooler.
-        settings: How to fit.
-        train: Training rows in place of the whole training split.
-        seed: Of the fit.
-        device: Where to compute.
-        interval_level: Coverage of the prediction interval.
+        **options: See `FitOptions`.
     """
-    head = head or data.options["head"]
     units = data.options.get("units")
-    probe, _ = fit_columns(
-        data,
-        head=head,
-        head_hidden_size=head_hidden_size,
-        settings=settings,
-        train=train,
-        seed=seed,
-        device=device,
-        together=head in PATCH_HEADS,
-        problem_type="regression",
-        target_unit=list(units) if units else None,
-    )
-    calibrate(probe, data, device=device, interval_level=interval_level)
+    fields = {"problem_type": "regression", "target_unit": list(units) if units else None}
+    probe = fit_columns(data, fields=fields, **options)
+    calibrate(probe, data, device=options.get("device", "cpu"))
     return probe
 
 
-def calibrate(
-    probe: VoxelFMProbe,
-    data: TaskData,
-    *,
-    train: np.ndarray | None = None,
-    device: str = "cpu",
-    interval_level: float = 0.9,
-) -> None:
+def calibrate(probe: VoxelFMProbe, data: TaskData, *, train: np.ndarray | None = None, device: str = "cpu") -> None:
     """Gives a fitted probe its prediction interval from the validation rows.
 
     Args:
@@ -98,14 +69,13 @@ def calibrate(
         data: From `read`.
         train: Not looked at.
         device: Where to compute.
-        interval_level: Coverage of the prediction interval.
     """
     rows = data.rows("val")
     errors = predict(probe, data, rows, device=device) - data.targets[rows]
-    widths = [interval_half_width(errors[:, i], level=interval_level) for i in range(len(data.names))]
+    widths = [interval_half_width(errors[:, i], level=INTERVAL_LEVEL) for i in range(len(data.names))]
     known = [width for width in widths if width is not None]
     if len(known) == len(widths):
-        probe.config.interval_half_width, probe.config.interval_level = known, interval_level
+        probe.config.interval_half_width, probe.config.interval_level = known, INTERVAL_LEVEL
     else:
         fitted = probe.config.fit or {}
         notes = [*fitted.get("notes", []), "too few validation rows for a prediction interval"]
@@ -131,10 +101,38 @@ def evaluate(
         seed: Of the bootstrap.
     """
     settings = {"patients": data.groups[rows], "replicates": replicates, "seed": seed}
-    subgroups = {column: [levels[row] for row in rows] for column, levels in data.subgroups.items()}
+    subgroups = data.levels(rows)
     return {
         name: metric_report(
-            regression_measures(), data.targets[rows, i], predictions[:, i], subgroups=subgroups, **settings
+            continuous.measures(), data.targets[rows, i], predictions[:, i], subgroups=subgroups, **settings
         )
         for i, name in enumerate(data.names)
     }
+
+
+def counts(data: TaskData, rows: np.ndarray) -> dict[str, str]:
+    """How many of some rows have each target, by heading."""
+    return {f"{name} known": str(int(np.isfinite(data.targets[rows, i]).sum())) for i, name in enumerate(data.names)}
+
+
+def columns(predictions: np.ndarray, data: TaskData, rows: np.ndarray, *, probe: VoxelFMProbe) -> list[dict[str, Any]]:
+    """truth, prediction."""
+    return [target_columns(data, number, rows, predictions[:, number]) for number in range(len(data.names))]
+
+
+def target_columns(
+    data: TaskData, number: int, rows: np.ndarray, predictions: np.ndarray, threshold: None = None
+) -> dict[str, Any]:
+    """The columns of one target."""
+    return number_columns(data, number, rows, predictions)
+
+
+def judge(tables: Tables, options: Mapping[str, Any]) -> Judged:
+    """Measures of kept predictions by seed."""
+    measures = over_seeds([continuous.measures()] * len(tables))
+    return Judged((kept_column(tables, "truth"),), {"": kept_predictions(tables, "prediction")}, measures)
+
+
+def main_metric(options: Mapping[str, Any]) -> str:
+    """The share of the variance that is explained."""
+    return "r2"

@@ -11,19 +11,24 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from typing import Any
 
 import numpy as np
 
 from voxelfm_hf.eval.labels import LabelTable, binary_target, number_target
-from voxelfm_hf.eval.measures import Measure
-from voxelfm_hf.eval.metric_reports import metric_report, per_row_report
+from voxelfm_hf.eval.metrics.measure import Measure
 from voxelfm_hf.eval.metrics.ranks import ratio
-from voxelfm_hf.eval.metrics.retrieval import average_precision
+from voxelfm_hf.eval.metrics.retrieval import average_precision, precision_measure, recall_measure
+from voxelfm_hf.eval.metrics.scoring import metric_report, per_row_report
 from voxelfm_hf.eval.tasks.data import TaskData, open_data
+from voxelfm_hf.eval.tasks.kept import Judged, Tables, kept_predictions, lists, row_mean_over_seeds, row_names
 from voxelfm_hf.store import FeatureStore
 from voxelfm_hf.volumes.errors import LabelError
 
+HAS_MACRO = False
 POOL_NEGATIVES = 99
+RECALLS_AT = (1, 5, 10)
+NEIGHBOURS_KEPT = 10
 
 
 def read(
@@ -45,9 +50,9 @@ def read(
         **options: Options of `open_data`.
     """
     data, labels = open_data(store, labels, task="retrieval", **options)
-    columns = np.stack([binary_target(labels, target) for target in targets], axis=1)
+    findings = np.stack([binary_target(labels, target) for target in targets], axis=1)
     limits = {name: (number_target(labels, name), float(limit)) for name, limit in (alike or {}).items()}
-    return replace(data, targets=columns, names=list(targets), options={"alike": limits})
+    return replace(data, targets=findings, names=list(targets), options={**data.options, "alike": limits})
 
 
 def fit(data: TaskData, **settings) -> None:
@@ -70,7 +75,7 @@ def evaluate(
     data: TaskData,
     rows: np.ndarray,
     *,
-    k: Sequence[int] = (1, 5, 10),
+    k: Sequence[int] = RECALLS_AT,
     negatives: int = POOL_NEGATIVES,
     replicates: int = 1000,
     seed: int = 0,
@@ -91,7 +96,7 @@ def evaluate(
         found = query_values(predictions, data, rows, target=i, k=k, negatives=negatives)
         settings = {
             "patients": data.groups[rows][found.queries],
-            "subgroups": {c: [levels[row] for row in rows[found.queries]] for c, levels in data.subgroups.items()},
+            "subgroups": data.levels(rows[found.queries]),
             "replicates": replicates,
             "seed": seed,
         }
@@ -113,6 +118,57 @@ def evaluate(
             report["note"] = f"{short} of {len(found.queries)} queries have fewer than {negatives} negatives"
         reports[name] = report
     return reports
+
+
+def columns(predictions: np.ndarray, data: TaskData, rows: np.ndarray, *, probe: None = None) -> list[dict[str, Any]]:
+    """A row a query: pairs_at_K (recall for every query as the positive, -1 where they may not meet), map, pool,
+    neighbours (ids, most similar first); nothing of a finding without a query.
+    """
+    kept = []
+    others = np.where(data.groups[rows][:, None] == data.groups[rows][None], -np.inf, predictions)
+    nearest = rows[np.argsort(-others, axis=1, kind="stable")[:, :NEIGHBOURS_KEPT]]
+    for number, name in enumerate(data.names):
+        found = query_values(predictions, data, rows, target=number)
+        if len(found.queries):
+            kept.append(
+                {
+                    **row_names(data, rows[found.queries]),
+                    "target": name,
+                    **{f"pairs_at_{k}": lists(found.pairs[:, :, column]) for column, k in enumerate(RECALLS_AT)},
+                    "map": found.precisions,
+                    "pool": found.pools,
+                    "neighbours": [[data.ids[row] for row in nearest[query]] for query in found.queries],
+                }
+            )
+    return kept
+
+
+def judge(tables: Tables, options: Mapping[str, Any]) -> Judged:
+    """Measures of (positions, pairs or precisions) of kept queries; pairs are averaged over seeds."""
+    predictions = {f"recall_at_{k}": kept_predictions(tables, f"pairs_at_{k}").mean(1) for k in RECALLS_AT}
+    predictions["map"] = kept_predictions(tables, "map")
+    measures = {f"recall_at_{k}": _positions_first(pair_measure(k, 0)) for k in RECALLS_AT}
+    by_row = row_mean_over_seeds(precision_measure())
+    measures["map"] = replace(
+        by_row,
+        function=lambda positions, values, weights: by_row.function(values, weights=weights),
+        why_undefined=lambda positions, values: by_row.why_undefined(values),
+    )
+    return Judged((np.arange(len(predictions["map"])),), predictions, measures, pairs_of_rows=True)
+
+
+def main_metric(options: Mapping[str, Any]) -> str:
+    """Recall among the first five."""
+    return "recall_at_5"
+
+
+def _positions_first(measure: Measure) -> Measure:
+    """A measure of (pairs, positions) as one of (positions, pairs (q, q))."""
+    return replace(
+        measure,
+        function=lambda positions, pairs, weights: measure.function(pairs[..., None], positions, weights=weights),
+        why_undefined=lambda positions, pairs: measure.why_undefined(pairs[..., None], positions),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +194,7 @@ def query_values(
     rows: np.ndarray,
     *,
     target: int = 0,
-    k: Sequence[int] = (1, 5, 10),
+    k: Sequence[int] = RECALLS_AT,
     negatives: int = POOL_NEGATIVES,
 ) -> QueryValues:
     """Recalls and average precisions of every query of one finding; arguments as in `evaluate`."""
@@ -158,7 +214,7 @@ def query_values(
 
 def pair_measure(size: int, column: int) -> Measure:
     """Recall@size as a measure of (pairs, positions of the queries), from one column of the pairs' last axis."""
-    return Measure(f"recall_at_{size}", partial(_pair_mean, column=column), _why_no_pairs)
+    return replace(recall_measure(size), function=partial(_pair_mean, column=column), why_undefined=_why_no_pairs)
 
 
 def _pair_recalls(

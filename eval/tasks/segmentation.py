@@ -1,26 +1,32 @@
 """Segmentation: label maps decoded from the whole patch grid and judged on the grid of the masks themselves."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 
 from voxelfm_hf.eval.labels import LabelTable
-from voxelfm_hf.eval.metric_reports import per_row_report
-from voxelfm_hf.eval.segmentation_scores import segmentation_scores
+from voxelfm_hf.eval.metrics.catalogue import find_measure
+from voxelfm_hf.eval.metrics.scoring import per_row_report
+from voxelfm_hf.eval.metrics.segmentation import segmentation_scores
 from voxelfm_hf.eval.tasks.data import TaskData, open_data
-from voxelfm_hf.eval.tasks.fitting import check_features, fit_columns
+from voxelfm_hf.eval.tasks.fitting import FitOptions, check_features, fit_columns
+from voxelfm_hf.eval.tasks.kept import Judged, Tables, judge_row_values, row_names
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.modeling.probe_heads_voxelfm import patch_positions
 from voxelfm_hf.store import FeatureStore
 from voxelfm_hf.tiles import tile_places, tile_weights
 from voxelfm_hf.training.probe.data import ProbeFeatures
-from voxelfm_hf.training.probe.settings import ProbeSettings
 from voxelfm_hf.volumes import Volume, read_volume
 from voxelfm_hf.volumes.errors import LabelError
 
+ANSWER = "class probabilities on the size asked for"
+HEADLINES = ("dice_macro",)
+HAS_MACRO = False
+METRICS = ("dice", "hd95", "nsd")
 MASK_COLUMNS = ("mask", "mask_file", "label_file", "segmentation")
 NOT_ANNOTATED = -1
 
@@ -34,6 +40,7 @@ def read(
     folder: str | Path = ".",
     annotated: str | None = "contoured_{}",
     voxels_per_patch: int = 4,
+    head: str = "subpatch",
     **options,
 ) -> TaskData:
     """Labelled rows with label maps.
@@ -47,12 +54,13 @@ def read(
         annotated: Pattern of columns that say (1 or 0) whether a class was looked for in a scan at all; others count as
             annotated.
         voxels_per_patch: Resolution at which maps are decoded.
+        head: "subpatch" (quick) or "decoder" (the published one).
         **options: Options of `open_data`.
 
     Raises:
         LabelError: a map that cannot be read, holds unknown values, or does not lie on its scan.
     """
-    data, labels = open_data(store, labels, task="segmentation", needs_patches=True, **options)
+    data, labels = open_data(store, labels, task="segmentation", head=head, **options)
     column = masks or labels.first_of(MASK_COLUMNS)
     if column is None:
         raise LabelError(f"{labels.source} has no column of label maps: name it; it has {', '.join(labels.columns)}")
@@ -79,43 +87,18 @@ def read(
             )
         return cache[row]
 
-    extra = {"paths": paths, "known": known, "voxels_per_patch": voxels_per_patch}
+    extra = {**data.options, "paths": paths, "known": known, "voxels_per_patch": voxels_per_patch}
     return replace(data, maps=target, annotated=known.__getitem__, names=list(classes), options=extra)
 
 
-def fit(
-    data: TaskData,
-    *,
-    head: str | None = None,
-    head_hidden_size: int | None = None,
-    settings: ProbeSettings | None = None,
-    train: np.ndarray | None = None,
-    seed: int = 0,
-    device: str = "cpu",
-) -> VoxelFMProbe:
+def fit(data: TaskData, **options: Unpack[FitOptions]) -> VoxelFMProbe:
     """A decoder of patches to voxels.
 
     Args:
         data: From `read`.
-        head: "subpatch" (quick, the default) or "decoder" (the published one).
-        head_hidden_size: Its width, a multiple of 8 for the decoder.
-        settings: How to fit.
-        train: Training rows in place of the whole training split.
-        seed: Of the fit.
-        device: Where to compute.
+        **options: See `FitOptions`; the hidden width of the decoder is a multiple of 8.
     """
-    probe, _ = fit_columns(
-        data,
-        head=head or "subpatch",
-        head_hidden_size=head_hidden_size,
-        settings=settings,
-        train=train,
-        seed=seed,
-        device=device,
-        together=True,
-        voxels_per_patch=data.options["voxels_per_patch"],
-    )
-    return probe
+    return fit_columns(data, fields={"voxels_per_patch": data.options["voxels_per_patch"]}, **options)
 
 
 def predict(probe: VoxelFMProbe, data: TaskData, rows: np.ndarray, *, device: str = "cpu") -> list[np.ndarray]:
@@ -150,12 +133,10 @@ def evaluate(
         replicates: Bootstrap replicates.
         seed: Of the bootstrap.
     """
-    values = row_scores(predictions, data, rows, tolerance_mm=tolerance_mm, surfaces=surfaces)
     report = per_row_report(
-        values,
-        lower_is_better=[name for name in values if name.startswith("hd95")],
+        row_scores(predictions, data, rows, tolerance_mm=tolerance_mm, surfaces=surfaces),
         patients=data.groups[rows],
-        subgroups={column: [levels[row] for row in rows] for column, levels in data.subgroups.items()},
+        subgroups=data.levels(rows),
         replicates=replicates,
         seed=seed,
     )
@@ -185,6 +166,40 @@ def row_scores(
             )
         )
     return {name: np.array([score[name] for score in scores]) for name in scores[0]} if scores else {}
+
+
+def counts(data: TaskData, rows: np.ndarray) -> dict[str, str]:
+    """In how many of some rows each class was looked for."""
+    known = data.options["known"][rows]
+    return {f"{name} annotated": str(int(known[:, i].sum())) for i, name in enumerate(data.names) if i}
+
+
+def columns(
+    predictions: Sequence[np.ndarray],
+    data: TaskData,
+    rows: np.ndarray,
+    *,
+    probe: VoxelFMProbe,
+    tolerance_mm: float = 2.0,
+    surfaces: bool = True,
+) -> list[dict[str, Any]]:
+    """A target a class: dice, hd95 (mm), nsd of each scan; "macro" is the mean over the classes of a scan."""
+    scores = row_scores(predictions, data, rows, tolerance_mm=tolerance_mm, surfaces=surfaces)
+    metrics = METRICS if surfaces else METRICS[:1]
+    return [
+        {**row_names(data, rows), "target": name, **{metric: scores[f"{metric}_{name}"] for metric in metrics}}
+        for name in (*data.names[1:], "macro")
+    ]
+
+
+def judge(tables: Tables, options: Mapping[str, Any]) -> Judged:
+    """Measures of kept predictions by seed."""
+    return judge_row_values(tables, (measure for name in METRICS if (measure := find_measure(name))))
+
+
+def main_metric(options: Mapping[str, Any]) -> str:
+    """The overlap."""
+    return "dice"
 
 
 def read_mask(path: str | Path, *, num_classes: int) -> Volume:

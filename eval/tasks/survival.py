@@ -1,22 +1,25 @@
 """Survival: time to an event with censoring, a Cox model on full risk sets."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any, Unpack
 
 import numpy as np
 
 from voxelfm_hf.eval.labels import LabelTable, survival_target
-from voxelfm_hf.eval.measures import survival_measures
-from voxelfm_hf.eval.metric_reports import metric_report
+from voxelfm_hf.eval.metrics import survival
+from voxelfm_hf.eval.metrics.scoring import metric_report
 from voxelfm_hf.eval.tasks.data import TaskData, open_data
-from voxelfm_hf.eval.tasks.fitting import fit_columns, probe_outputs
+from voxelfm_hf.eval.tasks.fitting import FitOptions, fit_columns, probe_outputs, training_rows
+from voxelfm_hf.eval.tasks.kept import Judged, Tables, kept_column, kept_predictions, number_columns, over_seeds
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.store import FeatureStore
 from voxelfm_hf.training.probe.calibration import baseline_hazard
-from voxelfm_hf.training.probe.settings import ProbeSettings
 from voxelfm_hf.volumes.errors import LabelError
 
-PATCH_HEADS = ("pooler",)
+ANSWER = "log risks, which `probe.survival(log_risks, times)` turns into chances of no event"
+HEADLINES = ("c_index",)
+HAS_MACRO = False
 
 
 def read(
@@ -42,49 +45,24 @@ def read(
         head: Decides whether CLS vectors or patch grids are loaded.
         **options: Options of `open_data`.
     """
-    data, labels = open_data(store, labels, task="survival", needs_patches=head in PATCH_HEADS, **options)
+    data, labels = open_data(store, labels, task="survival", head=head, **options)
     target = survival_target(labels, time=time, event=event)
     if not (target[data.rows("train"), 1] == 1).any():
         raise LabelError(f"{labels.source}: no training row has an event in column {event}")
-    return replace(
-        data, targets=target, names=[event], options={"head": head, "unit": unit, "horizons": tuple(horizons)}
-    )
+    chosen = {**data.options, "unit": unit, "horizons": tuple(horizons)}
+    return replace(data, targets=target, names=[event], options=chosen)
 
 
-def fit(
-    data: TaskData,
-    *,
-    head: str | None = None,
-    head_hidden_size: int | None = None,
-    settings: ProbeSettings | None = None,
-    train: np.ndarray | None = None,
-    seed: int = 0,
-    device: str = "cpu",
-) -> VoxelFMProbe:
+def fit(data: TaskData, **options: Unpack[FitOptions]) -> VoxelFMProbe:
     """A Cox probe with the baseline hazard of its training rows.
 
     Args:
         data: From `read`.
-        head: linear, mlp or pooler; by default the one the data were read for.
-        head_hidden_size: Hidden width of mlp and pooler.
-        settings: How to fit.
-        train: Training rows in place of the whole training split.
-        seed: Of the fit.
-        device: Where to compute.
+        **options: See `FitOptions`.
     """
-    train = data.rows("train") if train is None else np.asarray(train)
     unit = data.options.get("unit")
-    probe, _ = fit_columns(
-        data,
-        head=head or data.options["head"],
-        head_hidden_size=head_hidden_size,
-        settings=settings,
-        train=train,
-        seed=seed,
-        device=device,
-        target_unit=[unit] if unit else None,
-    )
-    calibrate(probe, data, train=train, device=device)
+    probe = fit_columns(data, fields={"target_unit": [unit] if unit else None}, **options)
+    calibrate(probe, data, train=options.get("train"), device=options.get("device", "cpu"))
     return probe
 
 
@@ -97,7 +75,7 @@ def calibrate(probe: VoxelFMProbe, data: TaskData, *, train: np.ndarray | None =
         train: Training rows in place of the whole training split.
         device: Where to compute.
     """
-    train = data.rows("train") if train is None else np.asarray(train)
+    train = training_rows(data, train)
     known = train[np.isfinite(data.targets[train, 0])]
     risks = predict(probe, data, known, device=device)[:, 0]
     times, events = data.targets[known].T
@@ -122,15 +100,48 @@ def evaluate(
         seed: Of the bootstrap.
     """
     times, events = data.targets[rows].T
-    subgroups = {column: [levels[row] for row in rows] for column, levels in data.subgroups.items()}
     report = metric_report(
-        survival_measures(horizons=data.options["horizons"]),
+        survival.measures(horizons=data.options["horizons"]),
         times,
         events,
         predictions[:, 0],
-        subgroups=subgroups,
+        subgroups=data.levels(rows),
         patients=data.groups[rows],
         replicates=replicates,
         seed=seed,
     )
     return {data.names[0]: report}
+
+
+def counts(data: TaskData, rows: np.ndarray) -> dict[str, str]:
+    """How many of some rows have the event."""
+    return {f"{data.names[0]}: events": str(int(np.nansum(data.targets[rows, 1])))}
+
+
+def columns(predictions: np.ndarray, data: TaskData, rows: np.ndarray, *, probe: VoxelFMProbe) -> list[dict[str, Any]]:
+    """time, event, prediction (log risk)."""
+    return [target_columns(data, 0, rows, predictions[:, 0])]
+
+
+def target_columns(
+    data: TaskData, number: int, rows: np.ndarray, predictions: np.ndarray, threshold: None = None
+) -> dict[str, Any]:
+    """The columns of the one event."""
+    return number_columns(data, number, rows, predictions, truth=("time", "event"))
+
+
+def judge(tables: Tables, options: Mapping[str, Any]) -> Judged:
+    """Measures of kept predictions.
+
+    Args:
+        tables: By seed.
+        options: Of `read`: horizons.
+    """
+    truth = (kept_column(tables, "time"), kept_column(tables, "event"))
+    measures = over_seeds([survival.measures(horizons=options.get("horizons", ()))] * len(tables))
+    return Judged(truth, {"": kept_predictions(tables, "prediction")}, measures)
+
+
+def main_metric(options: Mapping[str, Any]) -> str:
+    """Harrell's C-index."""
+    return "c_index"

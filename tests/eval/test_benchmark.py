@@ -21,9 +21,9 @@ from voxelfm_hf.eval.benchmark.references import with_reference
 from voxelfm_hf.eval.benchmark.results import score_benchmark
 from voxelfm_hf.eval.benchmark.tables import RESULT_FIELDS, write_benchmark
 from voxelfm_hf.eval.datasets import About, BenchmarkData, dataset_names
-from voxelfm_hf.eval.delong import delong_test
 from voxelfm_hf.eval.labels import LabelTable
-from voxelfm_hf.eval.statistics import holm
+from voxelfm_hf.eval.statistics.delong import delong_test
+from voxelfm_hf.eval.statistics.estimates import holm
 from voxelfm_hf.eval.tasks.data import TaskData
 from voxelfm_hf.features import Task
 from voxelfm_hf.modeling.probe_heads_voxelfm import pooled_grid

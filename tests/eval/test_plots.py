@@ -8,6 +8,7 @@ from PIL import Image
 from sklearn.metrics import roc_curve as sklearn_roc
 
 from voxelfm_hf.data.phantom import make_phantom
+from voxelfm_hf.eval.metrics.catalogue import metric_title
 from voxelfm_hf.eval.plots.agreement import Measured, save_agreement
 from voxelfm_hf.eval.plots.dice_boxes import save_dice_boxes
 from voxelfm_hf.eval.plots.error_curve import save_error_curve
@@ -18,8 +19,8 @@ from voxelfm_hf.eval.plots.overlays import save_localization_overlay, save_segme
 from voxelfm_hf.eval.plots.reliability import reliability, save_reliability
 from voxelfm_hf.eval.plots.retrieval_sheet import Shown, save_retrieval_sheet
 from voxelfm_hf.eval.plots.roc import GRID, Scored, roc_band, roc_curve, save_roc
-from voxelfm_hf.eval.plots.style import COLOURS, looks, metric_name, panels, shared_legend
-from voxelfm_hf.eval.survival_curves import kaplan_meier, log_rank, number_at_risk, risk_groups
+from voxelfm_hf.eval.plots.style import COLOURS, looks, panels, shared_legend
+from voxelfm_hf.eval.statistics.survival_curves import kaplan_meier, log_rank, number_at_risk, risk_groups
 from voxelfm_hf.volumes import Volume
 from voxelfm_hf.volumes.errors import ScanError
 
@@ -199,4 +200,4 @@ def test_the_eight_colours_differ_in_lightness_or_marker_and_names_are_words():
     assert (
         len({look.marker for look in shown.values()}) == len({look.colour for look in shown.values()}) == len(COLOURS)
     )
-    assert metric_name("dice_macro") == "macro Dice" and metric_name("recall_at_5") == "Recall@5"
+    assert metric_title("dice_macro") == "macro Dice" and metric_title("recall_at_5") == "Recall@5"

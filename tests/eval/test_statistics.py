@@ -6,11 +6,14 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from voxelfm_hf.eval.delong import delong, delong_test, hanley_mcneil
-from voxelfm_hf.eval.measures import bands, by_subgroup, classification_measures, estimate, survival_measures
+from voxelfm_hf.eval.metrics import binary, survival
 from voxelfm_hf.eval.metrics.binary import auroc
-from voxelfm_hf.eval.metrics.continuous import mean
-from voxelfm_hf.eval.statistics import bootstrap, holm, paired_bootstrap
+from voxelfm_hf.eval.metrics.measure import mean
+from voxelfm_hf.eval.metrics.scoring import by_subgroup, estimate
+from voxelfm_hf.eval.statistics.bootstrap import bootstrap, paired_bootstrap
+from voxelfm_hf.eval.statistics.delong import delong, delong_test, hanley_mcneil
+from voxelfm_hf.eval.statistics.estimates import holm
+from voxelfm_hf.eval.tasks.data import bands
 
 
 @pytest.fixture
@@ -63,15 +66,15 @@ def test_seed_fixes_the_interval_and_level_widens_it(scores):
 
 
 def test_undefined_cases_are_a_sentence_and_nan():
-    measures = classification_measures()
+    measures = binary.measures()
     one_class = estimate(measures["auroc"], np.ones(9), np.linspace(0, 1, 9))
     assert np.isnan(one_class.value) and "two classes" in one_class.note and one_class.n == 9
     assert one_class.as_dict()["value"] is None
     nothing = estimate(measures["brier"], np.full(3, np.nan), np.ones(3))
     assert not nothing.defined and nothing.n == 0 and nothing.note
-    no_event = estimate(survival_measures()["c_index"], np.arange(1.0, 5), np.zeros(4), np.zeros(4))
+    no_event = estimate(survival.measures()["c_index"], np.arange(1.0, 5), np.zeros(4), np.zeros(4))
     assert not no_event.defined and "no event" in no_event.note
-    far = estimate(survival_measures(horizons=[9])["auroc_at_9"], np.arange(1.0, 5), np.ones(4), np.zeros(4))
+    far = estimate(survival.measures(horizons=[9])["auroc_at_9"], np.arange(1.0, 5), np.ones(4), np.zeros(4))
     assert not far.defined and "beyond 9" in far.note
     lone = estimate(measures["auroc"], np.array([0, 1, 0]), np.array([0.1, 0.9, 0.2]), patients=["a", "a", "a"])
     assert lone.value == 1 and np.isnan(lone.low) and "one patient" in lone.note
@@ -82,7 +85,7 @@ def test_undefined_cases_are_a_sentence_and_nan():
 def test_missing_labels_are_left_out(scores):
     labels, first, _ = scores
     with_gaps = np.r_[labels.astype(float), np.full(20, np.nan)]
-    measure = classification_measures()["auroc"]
+    measure = binary.measures()["auroc"]
     found = estimate(measure, with_gaps, np.r_[first, np.zeros(20)], replicates=0)
     assert found.n == 80 and found.value == pytest.approx(roc_auc_score(labels, first))
 
@@ -170,7 +173,7 @@ def test_subgroups_carry_their_n(scores):
     labels, first, _ = scores
     sex = np.array((["F", "M", None, "F"] * 20), dtype=object)
     found = by_subgroup(
-        classification_measures()["auroc"],
+        binary.measures()["auroc"],
         labels,
         first,
         columns={"sex": sex, "age": bands(np.linspace(30, 79, 80), (50, 65))},

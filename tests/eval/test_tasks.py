@@ -11,7 +11,6 @@ from sklearn.metrics import roc_auc_score
 from voxelfm_hf.eval.labels import LabelTable, read_labels
 from voxelfm_hf.eval.probes.run import fit_and_evaluate, save_probe
 from voxelfm_hf.eval.tasks import load_task, task_names
-from voxelfm_hf.eval.tasks.classification import NEIGHBOURS, nearest_neighbours
 from voxelfm_hf.eval.tasks.grid import fit_grid
 from voxelfm_hf.eval.tasks.localization import to_lps, to_normalised
 from voxelfm_hf.eval.tasks.retrieval import pool_recall
@@ -156,12 +155,6 @@ def test_pooler_reads_patches(store, labels):
     data = load_task("classification").read(store, labels, targets=["sick", "luck"], head="pooler")
     probe = load_task("classification").fit(data, head_hidden_size=16, settings=settings)
     assert load_task("classification").predict(probe, data, data.rows("test")).shape == (24, 2)
-
-
-def test_nearest_neighbours_pick_k_on_validation(store, labels):
-    data = load_task("classification").read(store, labels, targets=["sick"])
-    scores, k = nearest_neighbours(data, data.rows("test"))
-    assert k in NEIGHBOURS and roc_auc_score(data.targets[data.rows("test"), 0], scores) > 0.8
 
 
 def test_regression_with_interval(store, labels):

@@ -1,36 +1,28 @@
-"""Metrics of written CT reports: F1 of 18 labelled findings, hallucinated findings, BLEU, ROUGE-L, METEOR."""
+"""`evaluate.load` of the metrics of written CT reports."""
 
 import datasets
-import evaluate
 
+from voxelfm_hf.eval.metrics import loadable
 from voxelfm_hf.eval.reports.scores import MACRO, label_pairs, score_reports
 
-INPUTS = """
-Args:
-    predictions: n written reports.
-    references: n reference reports.
-    patients: n identifiers; the bootstrap draws patients. Without them every row is its own patient.
-    replicates: Bootstrap replicates of the 95 % intervals.
-    seed: Seed of the bootstrap.
 
-Returns:
-    f1 (a mean over the findings that at least five references state), hallucinated, missed, bleu, rouge_l and meteor;
-    "findings" with the F1 of each; "estimates" with value, low, high, n and a note for each.
-"""
-
-
-class CTReport(evaluate.Metric):
+class CTReport(loadable.LoadableMetric):
     """Metrics of written CT reports: F1 of 18 labelled findings, hallucinated findings, BLEU, ROUGE-L, METEOR."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation="",
-            inputs_description=INPUTS,
-            features=datasets.Features(
-                {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
-            ),
-        )
+    predictions = references = datasets.Value("string")
+    arguments = {
+        "predictions": "n written reports.",
+        "references": "n reference reports.",
+    }
+    settings = {
+        "patients": loadable.SETTINGS["patients"],
+        "replicates": "Bootstrap replicates of the 95 % intervals.",
+        "seed": loadable.SETTINGS["seed"],
+    }
+    answer = (
+        "f1 (a mean over the findings that at least five references state), hallucinated, missed, bleu, rouge_l and "
+        'meteor; "findings" with the F1 of each; "estimates" with value, low, high, n and a note for each.'
+    )
 
     def _compute(self, predictions, references, patients=None, replicates=200, seed=0) -> dict:
         found = score_reports(label_pairs(predictions, references, patients=patients), replicates=replicates, seed=seed)

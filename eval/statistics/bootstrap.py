@@ -1,4 +1,4 @@
-"""Estimates with confidence intervals: bootstrap by patient, paired differences, correction for many tests.
+"""Bootstrap by patient: a metric with its interval, and the paired difference of two models.
 
 A metric here is a function `metric(*arrays, weights)`: arrays share their first axis of n rows, `weights` is (..., n)
 and the result (...). Drawing patients with replacement gives every row the number of times its patient was drawn, so
@@ -6,60 +6,14 @@ all replicates are one call with a (replicates, n) matrix of counts: exact resam
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from statistics import NormalDist
 
 import numpy as np
 
-Metric = Callable[..., np.ndarray]
+from voxelfm_hf.eval.metrics.measure import Metric
+from voxelfm_hf.eval.statistics.estimates import NORMAL, Comparison, Estimate, undefined
 
-NORMAL = NormalDist()
 MAX_WEIGHT_CELLS = 4_000_000
 MAX_JACKKNIFE_GROUPS = 1000
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A metric with its confidence interval; NaN and a sentence in `note` where it is not defined."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-    note: str = ""
-    patients: int | None = None
-
-    @property
-    def defined(self) -> bool:
-        """Whether the metric has a value."""
-        return bool(np.isfinite(self.value))
-
-    def as_dict(self) -> dict:
-        """The fields as a dictionary for tables and JSON; undefined numbers become None."""
-        fields = asdict(self)
-        return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in fields.items()}
-
-    def __str__(self) -> str:
-        if not self.defined:
-            return f"undefined (n={self.n}): {self.note}"
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] (n={self.n})"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A paired difference first - second with its interval and two-sided p-value; NaN and a sentence if undefined."""
-
-    difference: float
-    low: float
-    high: float
-    p_value: float
-    n: int
-    note: str = ""
-
-
-def undefined(note: str, *, n: int = 0) -> Estimate:
-    """An estimate without a number, and the sentence that says why."""
-    return Estimate(float("nan"), float("nan"), float("nan"), n, note)
 
 
 def bootstrap(
@@ -157,17 +111,6 @@ def paired_bootstrap(
         return Comparison(value, nan, nan, nan, n, note)
     tail = min((draws <= 0).sum(), (draws >= 0).sum())
     return Comparison(value, low, high, float(min(1.0, 2 * (tail + 1) / (len(draws) + 1))), n, note)
-
-
-def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Holm's step-down adjusted p-values; NaN (a test that could not be made) stays NaN and is not counted."""
-    p = np.asarray(p_values, dtype=float)
-    adjusted = np.full(p.shape, np.nan)
-    tested = np.flatnonzero(np.isfinite(p))
-    order = tested[np.argsort(p[tested], kind="stable")]
-    factors = len(order) - np.arange(len(order))
-    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * factors))
-    return adjusted
 
 
 def _patient_index(patients: Sequence | np.ndarray | None, n: int) -> tuple[np.ndarray, int]:

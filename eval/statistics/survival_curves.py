@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from voxelfm_hf.eval.statistics import NORMAL
+from voxelfm_hf.eval.statistics.estimates import NORMAL
 
 
 @dataclass(frozen=True, eq=False)

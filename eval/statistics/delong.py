@@ -6,7 +6,7 @@ import numpy as np
 
 from voxelfm_hf.eval.metrics.binary import why_not_two_classes
 from voxelfm_hf.eval.metrics.ranks import midranks
-from voxelfm_hf.eval.statistics import NORMAL, Comparison, Estimate, undefined
+from voxelfm_hf.eval.statistics.estimates import NORMAL, Comparison, Estimate, undefined
 
 
 def delong(
