@@ -184,7 +184,9 @@ class VoxelFMImageProcessor(BaseImageProcessor):
             prepared.append(values[None])
             geometries.append(geometry)
         is_equal = len({values.shape for values in prepared}) == 1
-        batch: Any = torch.stack(prepared) if is_equal else prepared
+        batch: Any = prepared
+        if is_equal:  # one volume is not copied
+            batch = torch.stack(prepared) if len(prepared) > 1 else prepared[0][None]
         if return_tensors == "np":
             batch = batch.numpy() if is_equal else [values.numpy() for values in batch]
         return BatchFeature({"pixel_values": batch, **({"geometry": geometries} if return_geometry else {})})

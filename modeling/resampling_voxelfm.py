@@ -134,8 +134,8 @@ def apply_axes(hu: np.ndarray, matrices: Sequence[np.ndarray | slice], hu_range:
     shape[first] = len(todo[first])
     out = torch.empty(shape)
     for start in range(0, hu.shape[along], rows):
-        part = np.take(hu, range(start, min(start + rows, hu.shape[along])), axis=along)
-        values = torch.from_numpy(part.astype(np.float32)).clamp_(hu_range[0], hu_range[1])
+        part = hu[:, start : start + rows] if along else hu[start : start + rows]
+        values = torch.from_numpy(np.array(part, np.float32, order="C")).clamp_(hu_range[0], hu_range[1])
         out.narrow(along, start, part.shape[along]).copy_(_multiply_axis(values, todo[first], first))
     for axis in order[1:]:
         out = _multiply_axis(out, todo[axis], axis)

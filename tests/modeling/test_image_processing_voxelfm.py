@@ -325,3 +325,13 @@ def test_impossible_regions_are_refused(centre, edge, size, message):
     scan = Scan(np.zeros((10, 30, 30), np.int16), (1.0, 1.0, 1.0))
     with pytest.raises(ValueError, match=message):
         VoxelFMImageProcessor(patch_size=4).prepare_region(scan, centre, edge, size)
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.0, 1.0, 1.0)])
+def test_the_array_given_is_left_as_it_was(spacing):
+    """float32 in C order could be worked on in place, with and without resampling."""
+    hu = np.random.default_rng(0).normal(0, 900, (24, 32, 32)).astype(np.float32)
+    before = hu.copy()
+    for crop_background in (True, False):
+        VoxelFMImageProcessor(patch_size=8, crop_background=crop_background)(hu, spacing=spacing)
+    np.testing.assert_array_equal(hu, before)

@@ -7,7 +7,8 @@ import pydicom
 import pytest
 from pydicom.uid import generate_uid
 
-from voxelfm_hf.volumes import ScanError, list_series, read_volume
+from voxelfm_hf.volumes import ScanError, dicom_series, list_series, read_volume
+from voxelfm_hf.volumes.facts import scan_facts
 
 
 def notes_of(volume) -> str:
@@ -137,3 +138,22 @@ def test_folders_without_a_scan(tmp_path, writers) -> None:
     (tmp_path / "inside").mkdir()
     with pytest.raises(ScanError, match="subfolders"):
         read_volume(tmp_path)
+
+
+def test_other_files_of_a_folder_are_no_slices_and_are_not_told_of(tmp_path, writers, hu) -> None:
+    writers.write_series(tmp_path, hu)
+    (tmp_path / "notes.txt").write_text("read me")
+    (tmp_path / "empty.dcm").touch()
+    (tmp_path / "viewer.exe").write_bytes(b"MZ" + bytes(500))
+    volume = read_volume(tmp_path)
+    assert np.array_equal(volume.hu, hu) and volume.notes == ()
+
+
+def test_headers_are_read_once_also_for_the_facts_of_a_scan(tmp_path, writers, hu, monkeypatch) -> None:
+    writers.write_series(tmp_path, hu, name=lambda z: f"big{z}")
+    writers.write_series(tmp_path, hu[:4], name=lambda z: f"small{z}", SeriesInstanceUID="1.2.9")
+    read = []
+    original = dicom_series.read_header
+    monkeypatch.setattr(dicom_series, "read_header", lambda path: read.append(path) or original(path))
+    assert scan_facts(tmp_path)["series"] == [str(series) for series in list_series(tmp_path)]
+    assert len(read) == 2 * 13  # once by each of the two

@@ -37,7 +37,7 @@ def info(
 
     Example: voxelfm info chest.nii.gz dicom_folder/
     """
-    from voxelfm_hf.scan_facts import scan_facts
+    from voxelfm_hf.volumes.facts import scan_facts
 
     failed = 0
     for path in scans:

@@ -14,7 +14,6 @@ from voxelfm_hf.volumes.dicom_headers import KNOWN_MODALITIES, Slice, quiet_pydi
 from voxelfm_hf.volumes.dicom_pixels import PixelReader
 from voxelfm_hf.volumes.dicom_series import Folder, Spacing, Stack, same_place, scan_folder, slice_spacing
 from voxelfm_hf.volumes.errors import ScanError
-from voxelfm_hf.volumes.find import has_dicom_magic
 from voxelfm_hf.volumes.geometry import AIR_HU, MAX_VOXELS, tidy_spacing
 from voxelfm_hf.volumes.values import HounsfieldBuffer, check_hounsfield
 from voxelfm_hf.volumes.volume import Volume, assemble_volume
@@ -35,7 +34,7 @@ class SeriesFacts:
         return f"{self.number}: {self.slices} slices of {self.rows} x {self.columns}, {size} mm"
 
 
-def read_dicom(path: Path, *, series: int | None = None, assume_hu: bool = False) -> Volume:
+def read_dicom(path: Path, *, series: int | None = None, assume_hu: bool = False) -> tuple[Volume, list[SeriesFacts]]:
     """Read a DICOM series.
 
     Args:
@@ -44,14 +43,15 @@ def read_dicom(path: Path, *, series: int | None = None, assume_hu: bool = False
         assume_hu: take the values as HU whatever they look like.
 
     Returns:
-        The canonical volume.
+        The canonical volume, and all CT series of the folder, largest first.
 
     Raises:
         ScanError: no CT, several patients or studies without `series`, slices that make no volume, damage.
     """
     with quiet_pydicom():
         folder = _scan(path)
-        stack, notes = _choose(path, folder, series)
+        found = _listing(folder)
+        stack, notes = _choose(path, folder, found, series)
         with PixelReader(path) as reader:
             _drop_repeats(path, stack, reader, notes)
             spacing = slice_spacing(path, stack)
@@ -66,13 +66,18 @@ def read_dicom(path: Path, *, series: int | None = None, assume_hu: bool = False
     affine[:3, 1] = np.array(first.orientation[3:]) * first.spacing[0]
     affine[:3, 2] = spacing.step
     affine[:3, 3] = first.position
-    return assemble_volume(buffer.array, affine, path=path, source=path.name or path.resolve().name, notes=notes)
+    source = path.name or path.resolve().name
+    return assemble_volume(buffer.array, affine, path=path, source=source, notes=notes), found
 
 
 def list_dicom_series(path: Path) -> list[SeriesFacts]:
     """Describe the CT series of a folder or file, largest first; arguments and errors as `read_dicom`."""
     with quiet_pydicom():
-        return [_facts(n, stack) for n, stack in enumerate(_scan(path).stacks, 1)]
+        return _listing(_scan(path))
+
+
+def _listing(folder: Folder) -> list[SeriesFacts]:
+    return [_facts(n, stack) for n, stack in enumerate(folder.stacks, 1)]
 
 
 def _facts(number: int, stack: Stack) -> SeriesFacts:
@@ -85,34 +90,26 @@ def _facts(number: int, stack: Stack) -> SeriesFacts:
 
 
 def _scan(path: Path) -> Folder:
-    if path.is_dir():
+    if not path.is_dir():
+        folder = scan_folder([path])
+    else:
         with os.scandir(path) as listing:
             entries = sorted(listing, key=lambda e: e.name)
-        paths = [Path(e.path) for e in entries if not e.name.startswith(".") and e.is_file() and _may_be_slice(e.path)]
-        if not paths:
+        folder = scan_folder([Path(e.path) for e in entries if not e.name.startswith(".") and e.is_file()])
+        if not folder.files:
             inside = any(e.is_dir() for e in entries)
             advice = "give one of its subfolders, or let `voxelfm embed` search it" if inside else "check the path"
             raise ScanError(f"{path}: this folder holds no DICOM files itself; {advice}.")
-    else:
-        paths = [path]
-    folder = scan_folder(paths)
-    lost = folder.skipped & Counter(dict.fromkeys(("damaged", "cut short", "without read permission"), len(paths)))
+    lost = folder.skipped & Counter(dict.fromkeys(("damaged", "cut short", "without read permission"), folder.files))
     if lost:
         only_closed = lost.keys() == {"without read permission"}
         advice = "make every file readable" if only_closed else "copy or export the series again, complete"
-        raise ScanError(f"{path}: {_listed(lost)} among {len(paths)}; {advice}.")
+        raise ScanError(f"{path}: {_listed(lost)} among {folder.files}; {advice}.")
     if not folder.stacks:
         raise ScanError(
             f"{path}: there is no CT image that can be placed in space; it holds {_listed(folder.skipped)}."
         )
     return folder
-
-
-def _may_be_slice(path: str) -> bool:
-    try:
-        return has_dicom_magic(path)
-    except OSError:  # told apart when its header is read: a slice must not be missing unnoticed
-        return True
 
 
 def _listed(skipped: Counter[str]) -> str:
@@ -126,9 +123,9 @@ def _listed(skipped: Counter[str]) -> str:
     return ", ".join(phrase(what, count) for what, count in sorted(skipped.items()))
 
 
-def _choose(path: Path, folder: Folder, series: int | None) -> tuple[Stack, list[str]]:
+def _choose(path: Path, folder: Folder, found: list[SeriesFacts], series: int | None) -> tuple[Stack, list[str]]:
     stacks = folder.stacks
-    listing = "; ".join(str(_facts(n, stack)) for n, stack in enumerate(stacks[:9], 1))
+    listing = "; ".join(map(str, found[:9]))
     listing += f"; and {len(stacks) - 9} more" if len(stacks) > 9 else ""
     if series is None and len({s.slices[0].study for s in stacks}) > 1:
         raise ScanError(

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from voxelfm_hf.volumes.find import begins_as_dicom
+
 _PREFIX = 1 << 15
 _MAX_HEADER = 1 << 28
 _PIXEL_TAGS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
@@ -48,6 +50,10 @@ _NOT_HOUNSFIELD = frozenset(["OD", "MGML", "Z_EFF", "ED", "EDW", "PCT"])
 
 class HeaderProblem(Exception):
     """Why a file is not an image slice that can be used; the text is a fixed phrase without header content."""
+
+
+class NotDicom(Exception):
+    """A file beside the slices that is no DICOM."""
 
 
 @dataclass(frozen=True)
@@ -114,17 +120,18 @@ def read_header(path: Path) -> list[Slice]:
     """Read one file's image headers.
 
     Args:
-        path: a DICOM file.
+        path: a file.
 
     Returns:
         One entry a frame.
 
     Raises:
+        NotDicom: it does not begin as DICOM does.
         HeaderProblem: no CT image, or without what is needed to place it.
     """
     try:
         return _read_header(path)
-    except HeaderProblem:
+    except (HeaderProblem, NotDicom):
         raise
     except PermissionError:
         raise HeaderProblem("without read permission") from None
@@ -153,6 +160,8 @@ def _parse(path: Path) -> tuple[Any, str, int, int]:
     size = os.stat(path).st_size
     with open(path, "rb", buffering=0) as file:
         head = file.read(_PREFIX)
+        if not begins_as_dicom(path.name, head):
+            raise NotDicom
         if _DEFLATED.encode() in head[:1024]:
             raise HeaderProblem("deflated (inflate them first, e.g. with dcmconv)")
         while True:

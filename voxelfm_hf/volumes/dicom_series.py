@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from voxelfm_hf.volumes.dicom_headers import HeaderProblem, Slice, read_header
+from voxelfm_hf.volumes.dicom_headers import HeaderProblem, NotDicom, Slice, read_header
 from voxelfm_hf.volumes.errors import ScanError
 
 _SAME_PLACE_MM = 1e-3
@@ -49,7 +49,8 @@ class Folder:
     """What a DICOM folder holds."""
 
     stacks: list[Stack]  # largest first
-    skipped: Counter[str] = field(default_factory=Counter)  # fixed phrases, no header text
+    skipped: Counter[str]  # fixed phrases, no header text
+    files: int  # DICOM files
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,16 @@ class Spacing:
 
 
 def scan_folder(paths: Sequence[Path]) -> Folder:
-    """Read all headers and sort the slices into stacks, the largest volume first."""
+    """Read the headers of all files that are DICOM and sort the slices into stacks, the largest volume first."""
     skipped: Counter[str] = Counter()
+    files = len(paths)
     series: dict[tuple, list[Stack]] = defaultdict(list)
     for path in paths:
         try:
             slices = read_header(path)
+        except NotDicom:
+            files -= 1
+            continue
         except HeaderProblem as problem:
             skipped[str(problem)] += 1
             continue
@@ -93,7 +98,7 @@ def scan_folder(paths: Sequence[Path]) -> Folder:
             part.others = total - len(part.slices) - part.copies
         stacks += parts
     stacks.sort(key=lambda s: (-s.voxels, min((x.path.name, x.frame) for x in s.slices)))
-    return Folder(stacks, skipped)
+    return Folder(stacks, skipped, files)
 
 
 def _add(stacks: list[Stack], item: Slice) -> None:

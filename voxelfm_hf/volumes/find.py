@@ -117,7 +117,11 @@ def _is_repeat(path: str, root: str, seen_links: set[str]) -> bool:
 
 
 def has_dicom_magic(path: str) -> bool:
-    """Whether a file begins as DICOM does, or, named so, as DICOM without the usual preamble; may raise OSError."""
+    """Whether a file is DICOM by its name and first bytes; may raise OSError."""
     with open(path, "rb", buffering=0) as file:
-        head = file.read(132)
-    return head[128:132] == b"DICM" or (path.lower().endswith(_DICOM) and head[:2] in (b"\x08\0", b"\x02\0"))
+        return begins_as_dicom(path, file.read(132))
+
+
+def begins_as_dicom(name: str, head: bytes) -> bool:
+    """Whether a file of this name begins as DICOM does, or, named so, as DICOM without the usual preamble."""
+    return head[128:132] == b"DICM" or (name.lower().endswith(_DICOM) and head[:2] in (b"\x08\0", b"\x02\0"))

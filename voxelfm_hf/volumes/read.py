@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from voxelfm_hf.volumes.errors import ScanError
+from voxelfm_hf.volumes.find import begins_as_dicom
 from voxelfm_hf.volumes.volume import Volume
 
 if TYPE_CHECKING:
@@ -39,6 +40,17 @@ def read_volume(
     Raises:
         ScanError: the scan cannot be read or must not be trusted; one sentence with file, problem and remedy.
     """
+    return read_with_series(path, series=series, assume_hu=assume_hu, spacing=spacing)[0]
+
+
+def read_with_series(
+    path: str | os.PathLike[str],
+    *,
+    series: int | None = None,
+    assume_hu: bool = False,
+    spacing: Sequence[float] | None = None,
+) -> tuple[Volume, list[SeriesFacts]]:
+    """The scan as `read_volume` gives it, and what `list_series` says of its folder (nothing unless it is DICOM)."""
     path = Path(path)
     kind = _kind_of(path)
     if series is not None and kind != "dicom":
@@ -53,14 +65,14 @@ def read_volume(
         if kind == "nifti":
             from voxelfm_hf.volumes.nifti import read_nifti
 
-            return read_nifti(path, assume_hu=assume_hu)
+            return read_nifti(path, assume_hu=assume_hu), []
         if kind == "itk":
             from voxelfm_hf.volumes.itk import read_itk
 
-            return read_itk(path, assume_hu=assume_hu)
+            return read_itk(path, assume_hu=assume_hu), []
         from voxelfm_hf.volumes.numpy_file import read_numpy
 
-        return read_numpy(path, assume_hu=assume_hu, spacing=spacing)
+        return read_numpy(path, assume_hu=assume_hu, spacing=spacing), []
     except MemoryError:
         raise ScanError(f"{path}: there is not enough memory for this scan; free memory or crop the scan.") from None
     except OSError as error:
@@ -122,7 +134,7 @@ def _kind_of_bytes(path: Path, head: bytes) -> str:
     name = path.name.lower()
     if not head:
         raise ScanError(f"{path}: the file is empty; copy or download it again.")
-    if head[128:132] == b"DICM":
+    if begins_as_dicom(name, head):
         return "dicom"
     if head.startswith(b"\x93NUMPY"):
         return "npy"
@@ -134,8 +146,6 @@ def _kind_of_bytes(path: Path, head: bytes) -> str:
         return "nifti"
     if head[:4] in (b"\\\x01\0\0", b"\0\0\x01\\", b"\x1c\x02\0\0", b"\0\0\x02\x1c"):
         return "nifti"
-    if name.endswith((".dcm", ".dicom", ".ima")) and head[:2] in (b"\x08\0", b"\x02\0"):
-        return "dicom"
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06", b"Rar!", b"7z\xbc\xaf")) or name.endswith((".tar", ".tgz")):
         raise ScanError(f"{path}: this is an archive; unpack it and give the scan inside.")
     claims = {".nrrd": "NRRD", ".nhdr": "NRRD", ".npy": "NumPy", ".dcm": "DICOM", ".dicom": "DICOM", ".ima": "DICOM"}
