@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from voxelfm_hf.markdown import table
 from voxelfm_hf.volumes.errors import CardError
 
 if TYPE_CHECKING:
@@ -227,29 +228,20 @@ def score_table(
         CardError: a score without its n.
     """
     kept = [row for row in rows if keep_undefined or _finite(row.get("value"))]
-    lines = [
-        "| " + " | ".join((*columns, "value", "95 % interval", "n", "patients")) + " |",
-        "|" + "---|" * (len(columns) + 4),
-    ]
+    body = []
     for row in kept:
         if row.get("n") is None:
             raise CardError(f"the {row.get('metric')} of {row.get('target')} has no n: a score says what it rests on")
         ends = f"{number(row['low'])} to {number(row['high'])}" if _finite(row.get("low")) else "none"
         patients = "" if row.get("patients") is None else str(row["patients"])
         value = number(row["value"]) if _finite(row.get("value")) else "not defined"
-        cells = [*(cell(row[name]) for name in columns), value, ends, str(row["n"]), patients]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) if kept else ""
+        body.append([*(row[name] for name in columns), value, ends, row["n"], patients])
+    return "\n".join(table((*columns, "value", "95 % interval", "n", "patients"), body)) if kept else ""
 
 
 def number(value: float) -> str:
     """A score as text: three decimals below 10, else four significant digits."""
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.4g}"
-
-
-def cell(text: object) -> str:
-    """Text for a Markdown table."""
-    return " ".join(str(text).replace("|", "\\|").split())
 
 
 def _index(name: Any, eval_results: Sequence["EvalResult"]) -> dict[str, Any]:

@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from voxelfm_hf.cards import benchmark_card, cell, score_table
+from voxelfm_hf.cards import benchmark_card, score_table
 from voxelfm_hf.command import one_sentence_errors
 from voxelfm_hf.eval.benchmark.figures import MACRO, FinishedBenchmark, draw_task
 from voxelfm_hf.eval.benchmark.pictures import draw_pictures
 from voxelfm_hf.eval.datasets import BenchmarkData, load_dataset
 from voxelfm_hf.files import written_file
+from voxelfm_hf.markdown import cell
 
 MAX_SUBGROUP_ROWS = 60
 LIMITS = (

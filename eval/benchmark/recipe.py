@@ -75,6 +75,9 @@ class TaskRecipe:
     def __post_init__(self):
         if self.task not in task_names():
             raise ValueError(f"there is no task {self.task}; choose one of {', '.join(task_names())}")
+        heads = HEADS_OF_TASK.get(self.task, (NO_HEAD,))
+        if self.probe_head not in heads:
+            raise ValueError(f"head of {self.title} is one of {', '.join(heads)}, got {self.head}")
         scores = set(inspect.signature(self.module.columns).parameters) - {"predictions", "data", "rows", "probe"}
         settings = {entry.name for entry in dataclasses.fields(ProbeSettings)}
         for section, given, known in (("settings", self.settings, settings), ("evaluate", self.evaluate, scores)):
@@ -115,10 +118,9 @@ class TaskRecipe:
 
     @property
     def probe_settings(self) -> ProbeSettings | None:
-        """How to fit; None where nothing is fitted."""
-        if self.fits_nothing:
-            return None
-        return dataclasses.replace(DEFAULT_SETTINGS[self.probe_head], **self.settings)
+        """How to fit; None where nothing is trained."""
+        defaults = DEFAULT_SETTINGS.get(self.probe_head)
+        return defaults and dataclasses.replace(defaults, **self.settings)
 
 
 @dataclass(frozen=True)

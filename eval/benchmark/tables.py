@@ -13,26 +13,14 @@ from voxelfm_hf.eval.benchmark.results import Results
 from voxelfm_hf.eval.benchmark.scores import COSTS, MACRO
 from voxelfm_hf.eval.metrics.catalogue import is_error, metric_title
 from voxelfm_hf.files import written_file
+from voxelfm_hf.markdown import table
 from voxelfm_hf.recipes import save_recipe, to_values
 
 RESULT_FIELDS = ("encoder", "task", "target", "metric", "value", "low", "high", "n", "fraction", "seeds")
 MORE_FIELDS = ("family", "head", "kind", "train_rows", "patients", "main", "note", *COSTS)
 COMPARISON_FIELDS = (
-    *(
-        "first",
-        "second",
-        "task",
-        "target",
-        "metric",
-        "difference",
-        "low",
-        "high",
-        "p_value",
-        "p_holm",
-        "n",
-        "test",
-        "note",
-    ),
+    *("first", "second", "task", "target", "metric"),
+    *("difference", "low", "high", "p_value", "p_holm", "n", "test", "note"),
 )
 SUBGROUP_FIELDS = ("encoder", "task", "target", "metric", "column", "level", "value", "low", "high", "n", "note")
 ENCODER_FIELDS = ("encoder", "kind", "preprocessing", "rows", "seconds_embedding", "seconds_fitting", "failed")
@@ -159,7 +147,7 @@ def _task_table(run: BenchmarkRun, title: str, rows: list[dict[str, Any]]) -> li
     seeds = "1 seed" if first["seeds"] == 1 else f"{first['seeds']} seeds"
     about = f"## {title}: {metric_title(first['metric'])} ({better}){head}, {seeds}"
     header, body = main_table(rows)
-    return [about, "", *markdown(header, body)]
+    return [about, "", *table(header, body)]
 
 
 def _fraction_table(rows: list[dict[str, Any]]) -> list[str]:
@@ -177,7 +165,7 @@ def _fraction_table(rows: list[dict[str, Any]]) -> list[str]:
         header = [f"{target}: labels", *(f"{100 * f:g} % ({counts[f]:.0f})" for f in fractions)]
         encoders = list(dict.fromkeys(row["encoder"] for row in chosen))
         body = [[name, *(_cell(cells.get((name, f))) for f in fractions)] for name in encoders]
-        lines += ["", *markdown(header, body)]
+        lines += ["", *table(header, body)]
     return lines
 
 
@@ -199,7 +187,7 @@ def comparison_table(comparisons: list[dict[str, Any]]) -> list[str]:
         if np.isfinite(row["p_value"])
     ]
     header = ["task", f"{first} minus", "difference", "p", f"p (Holm, {len(body)} tests)", "test"]
-    return [f"## {first} against the others", "", *markdown(header, body)]
+    return [f"## {first} against the others", "", *table(header, body)]
 
 
 def _constant_answer(rows: list[dict[str, Any]]) -> list[str]:
@@ -214,7 +202,7 @@ def _encoder_table(run: BenchmarkRun) -> list[str]:
         [row["encoder"], row["preprocessing"], f"{row['seconds_embedding']:g}", f"{row['seconds_fitting']:g}"]
         for row in encoder_rows(run)
     ]
-    return ["", "## Encoders", "", *markdown(["encoder", "what it sees", "s embedding", "s fitting"], body)]
+    return ["", "## Encoders", "", *table(["encoder", "what it sees", "s embedding", "s fitting"], body)]
 
 
 def _cost_table(rows: list[dict[str, Any]]) -> list[str]:
@@ -238,16 +226,7 @@ def _cost_table(rows: list[dict[str, Any]]) -> list[str]:
         ]
         for (task, encoder), row in costs.items()
     ]
-    return ["", "## Cost of fine-tuning", "", *markdown(header, body)]
-
-
-def markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table."""
-    return [
-        "| " + " | ".join(header) + " |",
-        "|" + "---|" * len(header),
-        *("| " + " | ".join(row) + " |" for row in body),
-    ]
+    return ["", "## Cost of fine-tuning", "", *table(header, body)]
 
 
 def _cell(row: Mapping[str, Any] | None, *, interval: bool = True) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from voxelfm_hf.eval.confounds.check import FIELDS, Confounds
 from voxelfm_hf.eval.plots.confounds import save_confounds
 from voxelfm_hf.files import written_file
+from voxelfm_hf.markdown import table
 
 STAGES = ("before", "after", "after, neighbours")
 
@@ -66,13 +67,13 @@ def _table(name: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     groups: dict[tuple[str, str, str], dict[str, Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["what"], row["stratum"], row["metric"]), {})[row["stage"]] = row
-    lines = [f"| {name} | metric | n | chance | {' | '.join(stages)} |", "|---" * (4 + len(stages)) + "|"]
+    body = []
     for (what, stratum, metric), by_stage in groups.items():
         first = next(iter(by_stage.values()))
         title = f"{what}, {stratum}" if stratum else what
-        cells = " | ".join(_cell(by_stage.get(stage)) for stage in stages)
-        lines.append(f"| {title} | {metric} | {first['n']} | {first['chance']:.3g} | {cells} |")
-    return lines
+        cells = [_cell(by_stage.get(stage)) for stage in stages]
+        body.append([title, metric, first["n"], f"{first['chance']:.3g}", *cells])
+    return table((name, "metric", "n", "chance", *stages), body)
 
 
 def _cell(row: Mapping[str, Any] | None) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from voxelfm_hf.data.reports import read_reports, read_rows
 from voxelfm_hf.eval.labeller.findings import FINDINGS, label_report
 from voxelfm_hf.files import written_file
+from voxelfm_hf.markdown import table
 from voxelfm_hf.volumes.errors import LabelError
 
 
@@ -146,9 +147,9 @@ def scores_table(scores: Iterable[FindingScore]) -> str:
         The table, with the plain mean of the F1 scores (macro F1) in its last line.
     """
     scores = list(scores)
-    lines = ["| finding | positive | precision | recall | F1 |", "|---|---:|---:|---:|---:|"]
-    lines += [f"| {s.finding} | {s.positives} | {s.precision:.3f} | {s.recall:.3f} | {s.f1:.3f} |" for s in scores]
-    return "\n".join([*lines, f"| macro | | | | {macro_f1(scores):.3f} |"])
+    body = [[s.finding, s.positives, f"{s.precision:.3f}", f"{s.recall:.3f}", f"{s.f1:.3f}"] for s in scores]
+    body.append(["macro", "", "", "", f"{macro_f1(scores):.3f}"])
+    return "\n".join(table(("finding", "positive", "precision", "recall", "F1"), body))
 
 
 def macro_f1(scores: Sequence[FindingScore]) -> float:

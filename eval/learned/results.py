@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from voxelfm_hf.eval.learned.features import READOUT
+from voxelfm_hf.eval.metrics.catalogue import metric_title
 from voxelfm_hf.files import written_file
+from voxelfm_hf.markdown import table
 
 FIELDS = ("encoder", "task", "target", "metric", "value", "low", "high", "n", "seeds")
-METRICS = {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}
 COLOURS = {"trained": "#2b6cb0", "untrained": "#a0aec0", "histogram": "#dd9b4a"}
 
 
@@ -54,16 +55,11 @@ def results_table(results: dict[str, Any]) -> str:
             f"**{name}**: {task['target']}; cubes of {task['edge_mm']:g} mm; {rows[0]['n']} regions of "
             f"{task['patients']} patients ({classes}).",
             "",
-            f"| encoder | {METRICS[rows[0]['metric']]} | 95 % interval |",
-            "|---|---|---|",
-            *(f"| {row['encoder']} | {row['value']:.3f} | {row['low']:.3f} to {row['high']:.3f} |" for row in rows),
+            *table(("encoder", metric_title(rows[0]["metric"]), "95 % interval"), (_cells(row, ".3f") for row in rows)),
             "",
-            "| paired difference | | 95 % interval |",
-            "|---|---|---|",
-            *(
-                f"| {row['encoder']} | {row['value']:+.3f} | {row['low']:+.3f} to {row['high']:+.3f} |"
-                for row in results["differences"]
-                if row["task"] == name
+            *table(
+                ("paired difference", "", "95 % interval"),
+                (_cells(row, "+.3f") for row in results["differences"] if row["task"] == name),
             ),
             "",
         ]
@@ -81,17 +77,17 @@ def write_curve(curve: dict[str, Any], out: Path) -> str:
     with written_file(out / "curve.png") as path:
         _lines(curve).savefig(path, format="png", dpi=120)
     columns = [(task, readout) for task in curve["tasks"] for readout in curve["points"][0][task]]
-    lines = [
-        "| step | " + " | ".join(f"{task}, {readout}" for task, readout in columns) + " |",
-        "|---" * (len(columns) + 1) + "|",
-    ]
-    for point in curve["points"]:
-        scores = " | ".join(f"{point[task][readout]:.3f}" for task, readout in columns)
-        lines.append(f"| {point['step']} | {scores} |")
-    text = "\n".join(lines)
+    header = ("step", *(f"{task}, {readout}" for task, readout in columns))
+    body = ([p["step"], *(f"{p[task][readout]:.3f}" for task, readout in columns)] for p in curve["points"])
+    text = "\n".join(table(header, body))
     with written_file(out / "curve.md") as path:
         path.write_text(text + "\n")
     return text
+
+
+def _cells(row: dict[str, Any], digits: str) -> list[str]:
+    value, low, high = (format(row[name], digits) for name in ("value", "low", "high"))
+    return [row["encoder"], value, f"{low} to {high}"]
 
 
 def _bars(results: dict[str, Any]):
@@ -111,7 +107,7 @@ def _bars(results: dict[str, Any]):
         axis.barh([row["encoder"] for row in rows], values, xerr=[below, above], color=colours, capsize=3)
         axis.axvline(0.5 if len(task["regions"]) == 2 else 1 / len(task["regions"]), color="black", linestyle=":")
         axis.set_xlim(0, 1)
-        axis.set_xlabel(f"{METRICS[rows[0]['metric']]} (dotted: chance)")
+        axis.set_xlabel(f"{metric_title(rows[0]['metric'])} (dotted: chance)")
         axis.set_title(task["target"], fontsize=9, wrap=True)
     return figure
 
@@ -134,7 +130,7 @@ def _lines(curve: dict[str, Any]):
             kind, _, readout = encoder.partition(" ")
             axis.axhline(score, linestyle=styles.get(readout, ":"), color=COLOURS[kind], label=encoder)
         axis.set_xlabel("pre-training step")
-        axis.set_ylabel(METRICS[task["metric"]])
+        axis.set_ylabel(metric_title(task["metric"]))
         axis.set_title(task["target"], fontsize=9, wrap=True)
     axes[0].legend(fontsize=8)
     return figure

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from voxelfm_hf.card_results import model_index
-from voxelfm_hf.cards import cell, number, probe_card, score_table
+from voxelfm_hf.cards import number, probe_card, score_table
 from voxelfm_hf.eval.metrics.catalogue import metric_title
 from voxelfm_hf.eval.tasks import load_task
 from voxelfm_hf.eval.tasks.data import TaskData
 from voxelfm_hf.hub import EMBEDDED
+from voxelfm_hf.markdown import cell, table
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 
 SPLIT_RULE = (
@@ -178,20 +179,14 @@ def _calibration(probe: VoxelFMProbe, data: TaskData) -> str:
     if config.temperature and config.is_single_label:
         return f"One temperature for all classes: {number(config.temperature[0])}."
     if config.temperature:
-        lines = ["| label | temperature | threshold |", "|---|---|---|"]
         thresholds = config.threshold or [0.5] * len(names)
-        for name, temperature, threshold in zip(names, config.temperature, thresholds, strict=True):
-            lines.append(f"| {cell(name)} | {number(temperature)} | {number(threshold)} |")
-        return "\n".join(lines)
+        rows = zip(names, map(number, config.temperature), map(number, thresholds), strict=True)
+        return "\n".join(table(("label", "temperature", "threshold"), rows))
     if config.interval_half_width:
-        lines = [
-            f"| target | half width of the {100 * (config.interval_level or 0):g} % prediction interval |",
-            "|---|---|",
-        ]
+        header = ("target", f"half width of the {100 * (config.interval_level or 0):g} % prediction interval")
         units = config.target_unit or [""] * len(names)
-        for name, width, unit in zip(names, config.interval_half_width, units, strict=True):
-            lines.append(f"| {cell(name)} | {number(width)} {unit} |")
-        return "\n".join(lines)
+        widths = (f"{number(width)} {unit}" for width, unit in zip(config.interval_half_width, units, strict=True))
+        return "\n".join(table(header, zip(names, widths, strict=True)))
     return ""
 
 

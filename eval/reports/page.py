@@ -7,6 +7,7 @@ import numpy as np
 
 from voxelfm_hf.eval.labeller import FINDINGS
 from voxelfm_hf.eval.reports.scores import MACRO, VISIBLE, LabelledReports, compare_reports
+from voxelfm_hf.markdown import table
 
 # A finding whose probe has at least this AUROC on the validation scans counts as visible in the features.
 VISIBLE_FROM = 0.7
@@ -70,18 +71,22 @@ def results_page(
         "state, labelled in both texts by rules; hallucinated: share of stated findings that the reference does not "
         f"state; missed: share of its findings that are not stated.{explained}",
         "",
-        f"| row | {' | '.join(metrics.values())} |",
-        f"|---|{'---|' * len(metrics)}",
-        *(f"| {name} | {' | '.join(_cell(rows, name, *metric) for metric in metrics)} |" for name in written),
+        *table(
+            ("row", *metrics.values()),
+            ([name, *(_cell(rows, name, *metric) for metric in metrics)] for name in written),
+        ),
         "",
         "F1 by finding:",
         "",
-        f"| finding (positives) | {' | '.join(written)} |",
-        f"|---|{'---|' * len(written)}",
-        *(
-            f"| {FINDINGS[i]} ({int(first.true[:, i].sum())}) | "
-            f"{' | '.join(_cell(rows, name, FINDINGS[i], 'f1') for name in written)} |"
-            for i in first.scored
+        *table(
+            ("finding (positives)", *written),
+            (
+                [
+                    f"{FINDINGS[i]} ({int(first.true[:, i].sum())})",
+                    *(_cell(rows, name, FINDINGS[i], "f1") for name in written),
+                ]
+                for i in first.scored
+            ),
         ),
         "",
     ]
@@ -96,16 +101,16 @@ def _differences(
     written: Mapping[str, LabelledReports], kinds: Mapping[str, Collection[str]], replicates: int
 ) -> list[str]:
     """A table of what the adapter's macro F1 is above that of each other row, over all and over some findings."""
-    lines = ["| row |" + "".join(f" {kind} | p |" for kind in kinds), "|---|" + "---|---|" * len(kinds)]
+    body = []
     for name, reports in written.items():
         if name == "adapter":
             continue
         cells = []
         for findings in kinds.values():
             found = compare_reports(written["adapter"], reports, findings=findings, replicates=replicates)
-            cells.append(f" {found.difference:.3f} [{found.low:.3f}, {found.high:.3f}] | {found.p_value:.3g} |")
-        lines.append(f"| {name} |" + "".join(cells))
-    return [*lines, ""]
+            cells += [f"{found.difference:.3f} [{found.low:.3f}, {found.high:.3f}]", f"{found.p_value:.3g}"]
+        body.append([name, *cells])
+    return [*table(("row", *(word for kind in kinds for word in (kind, "p"))), body), ""]
 
 
 def examples_page(written: Mapping[str, LabelledReports], scans: Sequence[str]) -> str:
@@ -133,10 +138,10 @@ def terminal_table(rows: list[dict[str, Any]]) -> Any:
     """The macro scores of every row as a rich table."""
     from rich.table import Table
 
-    table = Table(title="reports: findings against the reference")
+    shown = Table(title="reports: findings against the reference")
     metrics = ("f1", "hallucinated", "missed", "bleu", "rouge_l", "meteor")
     for column in ("row", *metrics):
-        table.add_column(column)
+        shown.add_column(column)
     for name in dict.fromkeys(row["encoder"] for row in rows):
-        table.add_row(name, *(_cell(rows, name, MACRO, metric) for metric in metrics))
-    return table
+        shown.add_row(name, *(_cell(rows, name, MACRO, metric) for metric in metrics))
+    return shown

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-import torch
+from scipy.special import chdtrc
 
 from voxelfm_hf.eval.statistics.estimates import NORMAL
 
@@ -95,10 +95,7 @@ def log_rank(times: np.ndarray, events: np.ndarray, groups: np.ndarray) -> tuple
     if np.linalg.matrix_rank(covariance[:-1, :-1]) < len(difference):
         return float("nan"), float("nan")
     statistic = float(difference @ np.linalg.solve(covariance[:-1, :-1], difference))
-    freedom = torch.tensor((len(names) - 1) / 2, dtype=torch.float64)
-    # The chi-squared tail is a regularised upper incomplete gamma function.
-    p_value = float(torch.special.gammaincc(freedom, torch.tensor(statistic / 2, dtype=torch.float64)))
-    return statistic, p_value
+    return statistic, float(chdtrc(len(names) - 1, statistic))
 
 
 def risk_groups(risks: np.ndarray, *, edges: np.ndarray | None = None, count: int = 3) -> np.ndarray:

@@ -313,6 +313,7 @@ def test_exclusive_classes_and_seeded_retrieval(tmp_path):
                 "read": {"exclusive": True},
                 "fractions": [1.0],
             },
+            {"task": "classification", "name": "neighbours", "targets": ["sick", "luck"], "head": "knn"},
             {"task": "retrieval", "targets": ["sick"]},
         ]
     )
@@ -324,6 +325,7 @@ def test_exclusive_classes_and_seeded_retrieval(tmp_path):
         > value(rows, "other", "grade", "grade", "macro_auroc")
     )
     assert value(rows, "ceiling", "grade", "grade", "accuracy") > 0.98
+    assert value(rows, "good", "neighbours", "sick", "auroc") > 0.7
     assert list(run.predictions["good", "retrieval"]) == [0] and list(run.predictions["floor", "retrieval"]) == [0, 1]
 
 
@@ -423,6 +425,8 @@ def test_delong_of_means_over_seeds():
         ({"fractions": [0.0, 1.0]}, "fractions lie in"),
         ({"seeds": []}, "seeds is empty"),
         ({"tasks": [{"task": "survival", "settings": {"speed": 3}}]}, "no speed"),
+        ({"tasks": [{"task": "survival", "head": "knn"}]}, "head of survival is one of linear, mlp, pooler, got knn"),
+        ({"tasks": [{"task": "regression", "evaluate": {"surfaces": False}}]}, "evaluate of regression: there is no"),
         ({"encoderz": []}, "no field encoderz"),
     ],
 )

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from voxelfm_hf.cards import NO_LICENSE, TAGS, cell, render_card
+from voxelfm_hf.cards import NO_LICENSE, TAGS, render_card
 from voxelfm_hf.data.measure import AXES, CONTRAST_NOTE, REGION_NOTE, TISSUES_HU
 from voxelfm_hf.data.shards import COLUMNS
 from voxelfm_hf.files import written_file
+from voxelfm_hf.markdown import cell
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _MARKS = ("<!-- origin, terms and citation: what you write below this line is kept -->", "<!-- end of what is kept -->")
