@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import sys
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def write_release(run: Path, results: Path, out: Path) -> Path:
             name="VoxelFM tiny",
             summary=SUMMARY,
             limits=LIMITS,
-            sources=[{**source, **SOURCES[source["name"]]} for source in data["sources"]],
+            sources=[{**asdict(SOURCES[source["name"]]), **source} for source in data["sources"]],
             skipped=f"{data['skipped']} volumes were skipped: one side has too few voxels (`min_side` in the recipe).",
             steps=steps,
             batch=batch,

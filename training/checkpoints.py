@@ -8,9 +8,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 
+from voxelfm_hf.training.launch import any_rank
 from voxelfm_hf.volumes.errors import RecipeError, VoxelFMError
 
 logger = logging.getLogger(__name__)
@@ -40,12 +40,8 @@ class Checkpoints:
 
     def newest(self) -> Path | None:
         """The newest complete checkpoint, or None."""
-        return self.newest_in(self.folder)
-
-    @staticmethod
-    def newest_in(folder: Path) -> Path | None:
-        """The newest complete checkpoint of a folder, or None."""
-        return max((path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)), default=None)
+        complete = complete_checkpoints(self.folder)
+        return complete[-1] if complete else None
 
     def save(self, step: int, *, position: dict[str, Any]) -> Path:
         """Write a checkpoint; a collective call between optimiser steps.
@@ -67,7 +63,7 @@ class Checkpoints:
         problem = self._attempt(lambda: self._start(part))
         self.accelerator.wait_for_everyone()
         problem = problem or self._attempt(lambda: self._write(part, step, position))
-        if self._any_rank(problem is not None):
+        if any_rank(self.accelerator, problem is not None):
             if self.accelerator.is_main_process:
                 shutil.rmtree(part, ignore_errors=True)
             previous = self.newest()
@@ -138,20 +134,14 @@ class Checkpoints:
             return str(error).splitlines()[0]
         return None
 
-    def _any_rank(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank; also makes all ranks wait for each other."""
-        total = torch.tensor([float(flag)], device=self.accelerator.device)
-        return bool(self.accelerator.reduce(total, reduction="sum").item() > 0)
-
-    def _complete(self) -> list[Path]:
-        """Complete checkpoints, oldest first."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(path for path in self.folder.iterdir() if _NAME.fullmatch(path.name))
-
     def _thin_out(self) -> None:
         """Remove old checkpoints that are not kept for good."""
-        for path in self._complete()[: -self.keep_last]:
+        for path in complete_checkpoints(self.folder)[: -self.keep_last]:
             step = int(path.name.removeprefix("step-"))
             if not (self.keep_every and step % self.keep_every == 0):
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints of a folder, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))

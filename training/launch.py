@@ -1,59 +1,107 @@
-"""How a run meets the world: processes, devices, trackers, and signals that ask it to stop."""
+"""How a run meets the world: its command line, processes, devices, trackers, and signals that ask it to stop."""
 
+import argparse
 import logging
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 
-from voxelfm_hf.recipes import to_values
-from voxelfm_hf.training.run_folder import flat
+from voxelfm_hf.recipes import field_lines, flat_values
+from voxelfm_hf.training.run_settings import Recipe
 from voxelfm_hf.volumes.errors import RecipeError
 
 logger = logging.getLogger(__name__)
 
 
-def make_accelerator(recipe: Any) -> Accelerator:
+def recipe_parser(module: str, description: str, recipe_class: type, *, recipes: str) -> argparse.ArgumentParser:
+    """Command line of a module that runs a recipe; its fields are what `parse_known_args` leaves over.
+
+    Args:
+        module: Name of the module.
+        description: Of the help, which also lists the fields.
+        recipe_class: Dataclass of the recipe.
+        recipes: Names of packaged recipes, in words.
+    """
+    parser = argparse.ArgumentParser(
+        prog=module,
+        description=description,
+        epilog="fields of a recipe:\n  " + "\n  ".join(field_lines(recipe_class)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recipe", help=f"YAML file, or {recipes}")
+    return parser
+
+
+def start_logging() -> None:
+    """Messages of the main process on stderr, of the others only their warnings."""
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    for name in ("accelerate", "httpx", "transformers"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def launched_processes() -> int:
+    """Processes that a launcher started, this one among them."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def open_accelerator(
+    mixed_precision: str, *, trackers: list[str] | None = None, folder: str | None = None
+) -> Accelerator:
     """Accelerator of a run, checked against the way it was launched.
 
     Args:
-        recipe: With `output_dir`, and `mixed_precision` and `trackers` in its section `run`.
+        mixed_precision: no, bf16 or fp16.
+        trackers: Experiment trackers.
+        folder: Where they write.
 
     Raises:
         RecipeError: processes were launched that do not see each other, or a tracker that does not exist.
     """
     try:
         accelerator = Accelerator(
-            mixed_precision=recipe.run.mixed_precision,
-            log_with=recipe.run.trackers or None,
-            project_dir=recipe.output_dir,
+            mixed_precision=mixed_precision,
+            log_with=trackers or None,
+            project_dir=folder,
             kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         )
     except ValueError as error:
         raise RecipeError(f"The run cannot start: {str(error).splitlines()[0]}") from error
-    launched = int(os.environ.get("WORLD_SIZE", 1))
+    launched = launched_processes()
     if accelerator.num_processes != launched:
         raise RecipeError(
             f"{launched} processes were launched but do not see each other; on CPUs set ACCELERATE_USE_CPU=true and "
             "use accelerate launch --multi_gpu, or torchrun."
         )
+    return accelerator
+
+
+def start_run(recipe: Recipe) -> Accelerator:
+    """Accelerator of a recipe's run, with its trackers started; RecipeError as in `open_accelerator`."""
+    run = recipe.run
+    accelerator = open_accelerator(run.mixed_precision, trackers=run.trackers, folder=recipe.output_dir)
     found = {getattr(tracker, "value", str(tracker)) for tracker in accelerator.log_with}
-    for name in recipe.run.trackers:
+    for name in run.trackers:
         if name not in found:
             logger.warning("the tracker %s is not installed and is left out", name)
     if accelerator.device.type == "cuda":
         torch.set_float32_matmul_precision("high")
-    settings = {name: str(value) for name, value in flat(to_values(recipe)).items()}
-    accelerator.init_trackers("trackers", config=settings)
+    accelerator.init_trackers("trackers", config={name: str(value) for name, value in flat_values(recipe).items()})
     if accelerator.is_main_process:
-        logger.info(
-            "%d process(es) on %s, mixed precision %s", launched, accelerator.device.type, recipe.run.mixed_precision
-        )
+        processes = accelerator.num_processes
+        logger.info("%d process(es) on %s, mixed precision %s", processes, accelerator.device.type, run.mixed_precision)
     return accelerator
+
+
+def any_rank(accelerator: Accelerator, flag: bool) -> bool:
+    """Whether the flag is set on any rank; a collective call, which also makes all ranks wait for each other."""
+    total = torch.tensor([float(flag)], device=accelerator.device)
+    return bool(accelerator.reduce(total, reduction="sum").item() > 0)
 
 
 @contextmanager

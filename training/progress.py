@@ -1,13 +1,6 @@
-"""Counts and speed of a run, and how they are shown."""
+"""Counts and speed of a run."""
 
-import logging
 import time
-
-from tqdm import tqdm
-
-from voxelfm_hf.training.pretrain.step import StepResult
-
-logger = logging.getLogger(__name__)
 
 MAX_OVERFLOWS = 30  # in a row; by then the loss scale has fallen by 2 ** 30
 
@@ -28,11 +21,11 @@ class Tally:
         self.overflows_in_row = 0
         self.seconds = 0.0
 
-    def count(self, result: StepResult) -> None:
+    def count(self, *, is_bad: bool, is_overflow: bool) -> None:
         """Count a step."""
-        self.bad_steps += result.is_bad
-        self.bad_in_row = self.bad_in_row + 1 if result.is_bad else 0
-        self.overflows_in_row = self.overflows_in_row + 1 if result.is_overflow else 0
+        self.bad_steps += is_bad
+        self.bad_in_row = self.bad_in_row + 1 if is_bad else 0
+        self.overflows_in_row = self.overflows_in_row + 1 if is_overflow else 0
 
     def hopeless_steps(self, max_bad_steps: int) -> int:
         """Steps in a row without a finite loss or gradient, once they are too many; otherwise 0."""
@@ -74,16 +67,3 @@ class Clock:
         self._waited = self._total = 0.0
         self._steps = 0
         return speed
-
-
-def show(progress: tqdm, entry: dict, speed: dict) -> None:
-    """Put the newest values on the bar, or into the log where there is no bar."""
-    words = {
-        "loss": f"{entry['total']:.3f}",
-        "volumes/s": f"{speed['volumes_per_second']:.2f}",
-        "data wait": f"{100 * speed['data_wait_share']:.0f}%",
-    }
-    if progress.disable:
-        logger.info("step %d: %s", entry["step"], ", ".join(f"{name} {value}" for name, value in words.items()))
-    else:
-        progress.set_postfix(words)

@@ -132,6 +132,11 @@ def to_values(recipe: Any) -> dict:
     return _plain(dataclasses.asdict(recipe))
 
 
+def flat_values(recipe: Any) -> dict[str, Any]:
+    """The plain values of a recipe under their dotted names, as `--section.field` has them."""
+    return _flat(to_values(recipe))
+
+
 def save_recipe(recipe: Any, path: str | Path) -> None:
     """Write a recipe as YAML, atomically, with every field resolved."""
     with written_file(path) as temporary:
@@ -316,6 +321,13 @@ def _type_name(kind: Any) -> str:
     if origin is dict:
         return "a mapping"
     return names.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
 
 
 def _plain(value: Any) -> Any:

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from voxelfm_hf.eval.speed.model import eager_twin
 from voxelfm_hf.eval.speed.timing import interleaved_seconds
 from voxelfm_hf.modeling.modeling_voxelfm import VoxelFMAttention, VoxelFMModel, eager_attention_forward
-from voxelfm_hf.training.attention import NAME as MATMUL_ATTENTION
+from voxelfm_hf.training.network_options import MATMUL_ATTENTION
+from voxelfm_hf.training.pretrain.heads import HeadSettings
 from voxelfm_hf.training.pretrain.losses import koleo_loss
 from voxelfm_hf.training.pretrain.masking import MIN_ASPECT, MIN_BLOCK_PATCHES, MaskSource
 from voxelfm_hf.training.pretrain.optimizer import make_adamw, parameter_groups, set_rates
-from voxelfm_hf.training.pretrain.recipe import ModelSettings, PretrainRecipe, RunSettings
-from voxelfm_hf.training.pretrain.self_distillation import HeadSettings, Student, Teacher
+from voxelfm_hf.training.pretrain.recipe import ModelSettings, PretrainRecipe, PretrainRunSettings
+from voxelfm_hf.training.pretrain.self_distillation import Student, Teacher
 from voxelfm_hf.training.pretrain.targets import teacher_targets
 
 TEMPERATURE, MOMENTUM, CLIP_NORM = 0.05, 0.994, 3.0
@@ -55,7 +56,7 @@ def reduced_recipe(
             hidden_size=hidden_size, num_hidden_layers=num_layers, num_attention_heads=hidden_size // 72 or 1
         ),
         head=HeadSettings(hidden_size=512, bottleneck_size=128, num_prototypes=num_prototypes),
-        run=RunSettings(batch_size=batch_size, total_batch=batch_size),
+        run=PretrainRunSettings(batch_size=batch_size, total_batch=batch_size),
     )
 
 

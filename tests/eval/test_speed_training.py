@@ -6,8 +6,8 @@ import torch
 
 from voxelfm_hf.eval.speed import training as speed_training
 from voxelfm_hf.training.pretrain.crops import CropSettings
-from voxelfm_hf.training.pretrain.recipe import ModelSettings, PretrainRecipe, RunSettings
-from voxelfm_hf.training.pretrain.self_distillation import HeadSettings
+from voxelfm_hf.training.pretrain.heads import HeadSettings
+from voxelfm_hf.training.pretrain.recipe import ModelSettings, PretrainRecipe, PretrainRunSettings
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def recipe() -> PretrainRecipe:
         ),
         crops=CropSettings(global_size=16, local_size=8, num_locals=3),
         head=HeadSettings(16, 8, 32),
-        run=RunSettings(batch_size=2, total_batch=2),
+        run=PretrainRunSettings(batch_size=2, total_batch=2),
     )
 
 

@@ -13,7 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.two_processes import in_two_processes
 from voxelfm_hf.modeling.configuration_voxelfm import VoxelFMConfig
-from voxelfm_hf.training.pretrain.self_distillation import HeadSettings, LossSettings, Student, Teacher
+from voxelfm_hf.training.pretrain.heads import HeadSettings
+from voxelfm_hf.training.pretrain.self_distillation import LossSettings, Student, Teacher
 
 TEMPERATURE = 0.05
 

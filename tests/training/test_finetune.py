@@ -16,9 +16,10 @@ from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
 from voxelfm_hf.modeling.probe_losses_voxelfm import cox_loss
 from voxelfm_hf.training.finetune.features import backbone_features
 from voxelfm_hf.training.finetune.files import merged, save_finetuned
-from voxelfm_hf.training.finetune.loop import _accelerator, _Run
+from voxelfm_hf.training.finetune.loop import _Run
 from voxelfm_hf.training.finetune.model import encode, make_trainable, trained_state
 from voxelfm_hf.training.finetune.settings import FinetuneSettings, LoraSettings, blocks_of_mode
+from voxelfm_hf.training.launch import open_accelerator
 from voxelfm_hf.training.probe import fit_probes, make_probe, probe_logits
 from voxelfm_hf.training.probe.data import ProbeJob
 from voxelfm_hf.volumes.errors import RecipeError, VoxelFMError
@@ -74,7 +75,7 @@ def made_loss(made: Made, mode: str, settings: FinetuneSettings = QUICK, job: Pr
     torch.manual_seed(0)
     tunable = make_trainable(backbone, mode, settings)
     run = _Run(
-        _accelerator(settings),
+        open_accelerator(settings.mixed_precision),
         tunable,
         probe or made.probe,
         made.inputs,

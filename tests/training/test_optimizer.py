@@ -8,8 +8,10 @@ import torch
 
 from tests.training.published_names import published_name
 from voxelfm_hf.modeling.configuration_voxelfm import VoxelFMConfig
-from voxelfm_hf.training.pretrain.optimizer import make_adamw, multipliers, parameter_groups, set_rates
-from voxelfm_hf.training.pretrain.self_distillation import HeadSettings, LossSettings, Student
+from voxelfm_hf.training.layer_rates import multipliers
+from voxelfm_hf.training.pretrain.heads import HeadSettings
+from voxelfm_hf.training.pretrain.optimizer import make_adamw, parameter_groups, set_rates
+from voxelfm_hf.training.pretrain.self_distillation import LossSettings, Student
 
 HEAD = HeadSettings(hidden_size=8, bottleneck_size=4, num_prototypes=6)
 

@@ -337,7 +337,7 @@ def test_packaged_recipes_are_whole(name):
         assert (recipe.stage1.epochs, recipe.stage1.total_batch, recipe.stage1.learning_rate) == (1, 32, 1e-4)
         assert (recipe.stage2.epochs, recipe.stage2.total_batch, recipe.stage2.learning_rate) == (10, 16, 2e-5)
         assert recipe.stage1.system_prompt is None and recipe.stage2.system_prompt
-        assert (recipe.model.num_image_tokens, recipe.lora.r, recipe.lora.alpha, recipe.lora.dropout) == (
+        assert (recipe.model.num_image_tokens, recipe.lora.rank, recipe.lora.alpha, recipe.lora.dropout) == (
             128,
             16,
             32,

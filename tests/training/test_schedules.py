@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from voxelfm_hf.training.pretrain import schedules
+from voxelfm_hf.training import schedules
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from tests.training.published_names import published_value
 from voxelfm_hf.modeling.configuration_voxelfm import VoxelFMConfig
 from voxelfm_hf.training.pretrain.collapse import collapse_metrics
+from voxelfm_hf.training.pretrain.heads import HeadSettings
 from voxelfm_hf.training.pretrain.optimizer import parameter_groups, set_rates
-from voxelfm_hf.training.pretrain.self_distillation import HeadSettings, LossSettings, Student, Teacher
+from voxelfm_hf.training.pretrain.self_distillation import LossSettings, Student, Teacher
 
 CONFIG = VoxelFMConfig(
     hidden_size=24,

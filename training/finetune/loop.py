@@ -14,7 +14,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -25,14 +24,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 
 from voxelfm_hf.files import written_file
 from voxelfm_hf.memory import peak_memory_bytes, reset_peak_memory
 from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
 from voxelfm_hf.modeling.modeling_voxelfm import VoxelFMModel
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
-from voxelfm_hf.training.attention import choose_attention
+from voxelfm_hf.training import schedules
 from voxelfm_hf.training.checkpoints import Checkpoints
 from voxelfm_hf.training.finetune.input_cache import InputCache
 from voxelfm_hf.training.finetune.model import (
@@ -44,8 +43,8 @@ from voxelfm_hf.training.finetune.model import (
 )
 from voxelfm_hf.training.finetune.settings import Finetuned, FinetuneSettings, Score
 from voxelfm_hf.training.finetune.step import TuningLoss, seed_of
-from voxelfm_hf.training.launch import stop_signals
-from voxelfm_hf.training.pretrain import schedules
+from voxelfm_hf.training.launch import any_rank, open_accelerator, stop_signals
+from voxelfm_hf.training.network_options import choose_attention
 from voxelfm_hf.training.probe.data import ProbeJob
 from voxelfm_hf.training.probe.loop import LAST_BIAS, prevalence_shift
 from voxelfm_hf.training.probe.stacks import State
@@ -96,7 +95,7 @@ def finetune(
     settings = settings or FinetuneSettings()
     if settings.flip and probe.config.task in ("localization", "segmentation"):
         raise RecipeError(f"flip moves the targets of a {probe.config.task}: leave it off")
-    accelerator = _accelerator(settings)
+    accelerator = open_accelerator(settings.mixed_precision)
     torch.manual_seed(job.seed)
     tunable: Any = make_trainable(backbone, mode, settings)
     if mode == "frozen":
@@ -204,7 +203,7 @@ class _Run:
             first_step = self.first[1] if epoch == self.first[0] else 0
             for step in range(first_step, self.steps_an_epoch):
                 progress.losses.append(self._step(order, epoch, step))
-                if self.checkpoints is not None and self._any(asked_to_stop):
+                if self.checkpoints is not None and any_rank(self.accelerator, bool(asked_to_stop)):
                     self._leave(started, epoch, step + 1)
             entry = {
                 "epoch": epoch,
@@ -297,29 +296,11 @@ class _Run:
             held = torch.cuda.max_memory_allocated()
         self.progress.peak_mb = max(self.progress.peak_mb, held / 2**20)
 
-    def _any(self, asked_to_stop: list[int]) -> bool:
-        flag = torch.tensor([float(bool(asked_to_stop))], device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, reduction="sum") > 0)
-
     def _leave(self, started: float, epoch: int, step: int) -> None:
         self._count(started)
         assert self.checkpoints is not None
         self.checkpoints.save((epoch - 1) * self.steps_an_epoch + step, position={"epoch": epoch, "step": step})
         raise VoxelFMError(f"Asked to stop in epoch {epoch} of {self.job.name}: the same command goes on from there.")
-
-
-def _accelerator(settings: FinetuneSettings) -> Accelerator:
-    accelerator = Accelerator(
-        mixed_precision=settings.mixed_precision,
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
-    )
-    launched = int(os.environ.get("WORLD_SIZE", 1))
-    if accelerator.num_processes != launched:
-        raise RecipeError(
-            f"{launched} processes were launched but do not see each other; on CPUs set ACCELERATE_USE_CPU=true and "
-            "use accelerate launch --multi_gpu, or torchrun."
-        )
-    return accelerator
 
 
 def _balanced_shift(job: ProbeJob, config: VoxelFMProbeConfig, settings: FinetuneSettings) -> torch.Tensor | None:

@@ -8,7 +8,8 @@ from torch import nn
 from voxelfm_hf.modeling.modeling_voxelfm import VoxelFMModel
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.training.finetune.settings import FinetuneSettings, blocks_of_mode
-from voxelfm_hf.training.pretrain.optimizer import multipliers
+from voxelfm_hf.training.layer_rates import multipliers
+from voxelfm_hf.training.network_options import recompute_activations
 from voxelfm_hf.training.probe.stacks import PatchStack, State, make_stack
 
 HEAD = "head."
@@ -99,17 +100,13 @@ def make_trainable(backbone: VoxelFMModel, mode: str, settings: FinetuneSettings
     blocks = blocks_of_mode(mode, backbone.config.num_hidden_layers)
     backbone.requires_grad_(False)
     if settings.gradient_checkpointing:
-        # transformers before 5.23 knows only the older name, later ones warn about it
-        enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
-        enable()
+        recompute_activations(backbone)
     if blocks is None:
-        from peft import LoraConfig, get_peft_model  # slow to import
+        from peft import get_peft_model  # slow to import
 
         # A plain list of names would also match layers of other parts.
         targets = rf".*layers\.\d+\.(?:attention|mlp)\.(?:{'|'.join(settings.lora.layers)})"
-        lora = settings.lora
-        config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
-        return get_peft_model(backbone, config)
+        return get_peft_model(backbone, settings.lora.config(target_modules=targets))
     if blocks > backbone.config.num_hidden_layers:
         backbone.requires_grad_(True)
         if backbone.embeddings.mask_token is not None:

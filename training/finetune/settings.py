@@ -10,6 +10,7 @@ from torch import nn
 
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.recipes import parse_overrides, to_recipe
+from voxelfm_hf.training.lora import Lora
 from voxelfm_hf.volumes.errors import RecipeError
 
 # Higher is better; takes the logits (v, o) and targets (v, k) of the validation rows.
@@ -23,14 +24,11 @@ _LAST = re.compile(r"last_([1-9]\d*)")
 
 
 @dataclass(frozen=True)
-class LoraSettings:
-    """Low-rank adapters (Hu et al. 2021) on the linear layers of every block.
+class LoraSettings(Lora):
+    """Adapters of the encoder.
 
     Attributes:
-        rank: Of the two factors.
-        alpha: The adapter's output is scaled by alpha / rank.
-        dropout: On the adapter's input.
-        layers: Names of the linear layers, of `LINEAR_LAYERS`; gate_proj is there in SwiGLU models only.
+        layers: Of `LINEAR_LAYERS`; gate_proj is there in SwiGLU models only.
         learning_rate: Peak rate of the adapters; they start at zero and stand more than the weights themselves.
     """
 
@@ -60,7 +58,7 @@ class FinetuneSettings:
         layer_decay: Factor of the rate from one block to the one before.
         head_learning_rate: Peak rate of the head.
         weight_decay: On weights; not on biases, norms and LayerScale.
-        warmup_epochs: Of linear warm-up; a cosine to zero follows.
+        warmup_epochs: Of linear warm-up; a cosine to a hundredth of the peak follows.
         clip_norm: Largest norm of the gradients.
         patience: Epochs without a better validation score before training stops.
         noise: Standard deviation of the Gaussian noise on standardised features, as in probes; null takes the probe's.

@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from voxelfm_hf.data.shards import shard_files
 from voxelfm_hf.data.stream import SampleStream
 from voxelfm_hf.training.pretrain.recipe import PretrainRecipe
 
@@ -25,8 +26,7 @@ def data_facts(recipe: PretrainRecipe, stream: SampleStream) -> dict[str, Any]:
         folder = Path(source.data)
         if folder.is_dir():
             # Cards and pictures of a prepared data set may be made anew; its shards are the data.
-            shards = sorted(folder.rglob("*.parquet"))
-            for file in shards or sorted(path for path in folder.rglob("*") if path.is_file()):
+            for file in shard_files(folder) or sorted(path for path in folder.rglob("*") if path.is_file()):
                 digest.update(f"{file.relative_to(folder)} {file.stat().st_size}\n".encode())
         elif folder.is_file():
             digest.update(f"{folder.name} {folder.stat().st_size}\n".encode())

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from voxelfm_hf.training.pretrain.losses import MAX_LOGITS_AT_ONCE
 from voxelfm_hf.training.pretrain.recipe import PretrainRecipe
 
 # Share of the speed of a large matrix product that a whole step reaches; rough, and meant to be.
@@ -119,7 +120,7 @@ def describe(recipe: PretrainRecipe, *, num_processes: int, device: torch.device
     run = recipe.run
     speed = measure_flops(device, run.mixed_precision)
     seconds = values.seconds_per_step(speed)
-    logits = min(2**25, recipe.head.num_prototypes * 4096) * 4 * 3
+    logits = min(MAX_LOGITS_AT_ONCE, recipe.head.num_prototypes * 4096) * 4 * 3
     memory = values.state_bytes + values.activation_bytes + logits
     return "\n".join(
         [

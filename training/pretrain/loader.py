@@ -1,7 +1,7 @@
 """From a stream of volumes to micro-batches of views: made in worker processes, resumed at the very next sample."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ def open_stream(recipe: PretrainRecipe, *, rank: int, world_size: int) -> Sample
     What cannot be used is listed in `skipped.jsonl` of the run folder.
     """
     return SampleStream(
-        [asdict(source) for source in recipe.sources],
+        recipe.sources,
         rank=rank,
         world_size=world_size,
         seed=recipe.seed,

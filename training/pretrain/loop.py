@@ -5,10 +5,8 @@ RECIPE is a YAML file or the name of a packaged recipe (base, large, tiny, smoke
 result as if it had never stopped. `--dry-run` prints what a run would need and ends.
 """
 
-import argparse
 import json
 import logging
-import os
 import sys
 from pathlib import Path
 
@@ -17,29 +15,24 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from voxelfm_hf.command import one_sentence_errors
-from voxelfm_hf.recipes import field_lines, load_recipe
-from voxelfm_hf.training.launch import make_accelerator, stop_signals
+from voxelfm_hf.recipes import load_recipe
+from voxelfm_hf.training.launch import launched_processes, recipe_parser, start_logging, start_run, stop_signals
 from voxelfm_hf.training.pretrain.collapse import collapse_metrics
 from voxelfm_hf.training.pretrain.data_facts import data_facts
 from voxelfm_hf.training.pretrain.estimate import describe
-from voxelfm_hf.training.pretrain.online_probe import load_probe_set, probe_scores
-from voxelfm_hf.training.pretrain.recipe import PretrainRecipe, check
+from voxelfm_hf.training.pretrain.files import export_teacher, plot_log, write_card
+from voxelfm_hf.training.pretrain.journal import Journal, show
+from voxelfm_hf.training.pretrain.rates import rates_at
+from voxelfm_hf.training.pretrain.recipe import FREE_FIELDS, PretrainRecipe, check
 from voxelfm_hf.training.pretrain.run_parts import RunParts, build_parts
-from voxelfm_hf.training.pretrain.step import mean_losses, optimiser_step, rates_at
-from voxelfm_hf.training.progress import Clock, show
-from voxelfm_hf.training.run_folder import (
-    RunLog,
-    environment,
-    export_teacher,
-    make_processor,
-    plot_log,
-    settle_recipe,
-    write_card,
-    write_json,
-)
+from voxelfm_hf.training.pretrain.step import mean_losses, optimiser_step
+from voxelfm_hf.training.progress import Clock
+from voxelfm_hf.training.run_folder import RunLog, settle_recipe, write_json
 from voxelfm_hf.volumes.errors import VoxelFMError
 
 logger = logging.getLogger(__name__)
+
+MODULE = "voxelfm_hf.training.pretrain"
 
 
 def pretrain(recipe: PretrainRecipe, *, command: str = "") -> Path:
@@ -57,10 +50,10 @@ def pretrain(recipe: PretrainRecipe, *, command: str = "") -> Path:
     """
     check(recipe)
     folder = Path(recipe.output_dir)
-    accelerator = make_accelerator(recipe)
+    accelerator = start_run(recipe)
     recipe.accumulation_steps(accelerator.num_processes)
     with accelerator.main_process_first():
-        settle_recipe(recipe, folder)
+        settle_recipe(recipe, folder, free=FREE_FIELDS)
     if accelerator.is_main_process:
         logger.info("%s", describe(recipe, num_processes=accelerator.num_processes, device=accelerator.device))
     parts = build_parts(recipe, accelerator)
@@ -76,7 +69,7 @@ def _train(recipe: PretrainRecipe, accelerator: Accelerator, parts: RunParts) ->
     run, folder, step = recipe.run, Path(recipe.output_dir), parts.first_step
     accumulation = recipe.accumulation_steps(accelerator.num_processes)
     is_main = accelerator.is_main_process
-    journal = _Journal(recipe, accelerator, parts) if is_main else None
+    journal = Journal(recipe, accelerator, parts) if is_main else None
     batches, clock = iter(parts.loader), Clock()
     progress = tqdm(
         total=run.total_steps, initial=step, desc="pre-training", unit="step", disable=None if is_main else True
@@ -90,7 +83,7 @@ def _train(recipe: PretrainRecipe, accelerator: Accelerator, parts: RunParts) ->
                 # The stream is endless unless nothing in it can be used any more.
                 raise VoxelFMError(f"The data ended after {step} steps. {parts.stream.summary()}") from None
             clock.end_wait()
-            rates = rates_at(recipe, step)
+            rates = rates_at(recipe.optimizer, recipe.teacher, total_steps=run.total_steps, step=step)
             result = optimiser_step(
                 accelerator,
                 parts.student,
@@ -104,7 +97,7 @@ def _train(recipe: PretrainRecipe, accelerator: Accelerator, parts: RunParts) ->
                 stop_requested=bool(asked_to_stop),
             )
             step += 1
-            parts.tally.count(result)
+            parts.tally.count(is_bad=result.is_bad, is_overflow=result.is_overflow)
             parts.tally.seconds += clock.end_step()
             is_last = step == run.total_steps
             hopeless = parts.tally.hopeless_steps(run.max_bad_steps)
@@ -139,42 +132,6 @@ def _train(recipe: PretrainRecipe, accelerator: Accelerator, parts: RunParts) ->
     return step
 
 
-class _Journal:
-    """What the main process writes down while a run goes."""
-
-    def __init__(self, recipe: PretrainRecipe, accelerator: Accelerator, parts: RunParts):
-        folder = Path(recipe.output_dir)
-        self.recipe, self.accelerator, self.parts = recipe, accelerator, parts
-        self.log, self.timing = RunLog(folder / "log.jsonl"), RunLog(folder / "timing.jsonl")
-        for log in (self.log, self.timing):
-            log.cut(parts.first_step or -1)
-        facts = environment(accelerator.num_processes, accelerator.device, recipe.run.mixed_precision)
-        write_json(folder / "environment.json", facts)
-        if recipe.probe.labels:
-            processor = make_processor(recipe, max_patches=recipe.probe.max_patches)
-            self.probe_set = load_probe_set(recipe.probe.labels, processor)
-            if parts.first_step == 0:
-                self.log.add({"step": 0, **self._probe()})
-
-    def write(self, entry: dict, speed: dict, *, with_probe: bool) -> None:
-        """Log the values of a step."""
-        entry |= {"bad_steps": self.parts.tally.bad_steps}
-        if with_probe:
-            entry |= self._probe()
-        self.log.add(entry)
-        self.timing.add({"step": entry["step"], **speed})
-        self.accelerator.log({**entry, **speed}, step=entry["step"])
-
-    def _probe(self) -> dict[str, float]:
-        return probe_scores(
-            self.parts.teacher.backbone,
-            self.probe_set,
-            device=self.accelerator.device,
-            neighbours=self.recipe.probe.neighbours,
-            seed=self.recipe.seed,
-        )
-
-
 def _finish(recipe: PretrainRecipe, parts: RunParts, step: int, *, command: str) -> None:
     """Leave teacher, picture and card in the run folder."""
     folder, backbone = Path(recipe.output_dir), parts.teacher.backbone
@@ -200,27 +157,17 @@ def _finish(recipe: PretrainRecipe, parts: RunParts, step: int, *, command: str)
 def main(words: list[str] | None = None) -> None:
     """Command line entry; returns the exit code."""
     words = sys.argv[1:] if words is None else words
-    parser = argparse.ArgumentParser(
-        prog="voxelfm_hf.training.pretrain",
-        description=__doc__,
-        epilog="fields of a recipe:\n  " + "\n  ".join(field_lines(PretrainRecipe)),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("recipe", help="YAML file, or base, large, tiny or smoke")
+    parser = recipe_parser(MODULE, __doc__ or "", PretrainRecipe, recipes="base, large, tiny or smoke")
     parser.add_argument("--dry-run", action="store_true", help="print memory and time a run would need, and end")
     options, overrides = parser.parse_known_args(words)
-    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("accelerate").setLevel(logging.WARNING)
+    start_logging()
     if options.dry_run:
         recipe = load_recipe(
             options.recipe, PretrainRecipe, overrides=["--data=unused", "--output_dir=unused", *overrides]
         )
         check(recipe)
-        launched = int(os.environ.get("WORLD_SIZE", 1))
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        print(describe(recipe, num_processes=launched, device=device))
+        print(describe(recipe, num_processes=launched_processes(), device=device))
         return
     recipe = load_recipe(options.recipe, PretrainRecipe, overrides=overrides)
-    command = " ".join(["accelerate launch -m voxelfm_hf.training.pretrain", *words])
-    pretrain(recipe, command=command)
+    pretrain(recipe, command=" ".join(["accelerate launch -m", MODULE, *words]))

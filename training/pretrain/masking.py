@@ -7,6 +7,7 @@ costs little more than drawing one (`MaskSource`).
 """
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -14,6 +15,19 @@ import numpy as np
 MIN_BLOCK_PATCHES = 4
 MIN_ASPECT = 0.3
 CANDIDATES_PER_BLOCK = 10
+
+
+@dataclass(frozen=True)
+class MaskSettings:
+    """Masks of the student's global crops.
+
+    Args:
+        masked_share: share of the global crops that are masked.
+        ratio_range: smallest and largest share of their patches.
+    """
+
+    masked_share: float = 0.5
+    ratio_range: tuple[float, float] = (0.1, 0.5)
 
 
 def block_masks(generator: np.random.Generator, counts: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
@@ -123,8 +137,8 @@ class MaskSource:
         seed: int | tuple[int, ...],
         num_images: int,
         *,
-        masked_share: float = 0.5,
-        ratio_range: tuple[float, float] = (0.1, 0.5),
+        masked_share: float = MaskSettings.masked_share,
+        ratio_range: tuple[float, float] = MaskSettings.ratio_range,
         batches_at_once: int = 64,
     ):
         self.seed = (seed,) if isinstance(seed, int) else tuple(seed)

@@ -2,37 +2,27 @@
 
 import math
 from dataclasses import dataclass, field, fields
-from typing import Literal
 
+from voxelfm_hf.data.stream import StreamSource
 from voxelfm_hf.modeling.configuration_voxelfm import VoxelFMConfig
 from voxelfm_hf.training.pretrain.crops import CropSettings
-from voxelfm_hf.training.pretrain.self_distillation import HeadSettings, LossSettings
+from voxelfm_hf.training.pretrain.heads import HeadSettings
+from voxelfm_hf.training.pretrain.masking import MaskSettings
+from voxelfm_hf.training.pretrain.rates import OptimizerSettings, TeacherSettings
+from voxelfm_hf.training.pretrain.self_distillation import LossSettings
+from voxelfm_hf.training.run_settings import RunSettings
 from voxelfm_hf.volumes.errors import RecipeError
+
+# What may change when a run goes on, beside the bookkeeping of every run.
+FREE_FIELDS = ("run.max_bad_steps", "run.export_max_patches", "probe")
 
 
 @dataclass(frozen=True)
-class DataSource:
-    """One data set of scans, as `voxelfm_hf.data.stream` reads it.
-
-    Args:
-        data: folder of prepared shards, folder or file of scans, or a data set on the Hub.
-        weight: share of the samples drawn from it; by default its number of scans (all sources or none).
-        columns: column map for data sets that `voxelfm prepare` did not make.
-        name: for messages.
-        config, split, revision: of a data set on the Hub.
-        crop_background: for scans that were not prepared: crop to the body on the fly.
-        assume_hu: for scans that were not prepared: take values as HU even if they do not look like it.
-    """
+class DataSource(StreamSource):
+    """One data set of scans, as a recipe names it: by text alone."""
 
     data: str
-    weight: float | None = None
     columns: dict[str, str] | None = None
-    name: str | None = None
-    config: str | None = None
-    split: str = "train"
-    revision: str | None = None
-    crop_background: bool = True
-    assume_hu: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,85 +48,25 @@ class ModelSettings:
 
 
 @dataclass(frozen=True)
-class MaskSettings:
-    """Masks of the student's global crops.
-
-    Args:
-        masked_share: share of the global crops that are masked.
-        ratio_range: smallest and largest share of their patches.
-    """
-
-    masked_share: float = 0.5
-    ratio_range: tuple[float, float] = (0.1, 0.5)
-
-
-@dataclass(frozen=True)
-class TeacherSettings:
-    """Teacher temperature (linear, then constant) and EMA momentum (cosine from start to end)."""
-
-    temperature_start: float = 0.04
-    temperature: float = 0.07
-    temperature_warmup_steps: int = 30_000
-    momentum_start: float = 0.994
-    momentum_end: float = 0.994
-
-
-@dataclass(frozen=True)
-class OptimizerSettings:
-    """AdamW and its schedules, in optimiser steps.
-
-    Args:
-        learning_rate: peak, reached after `warmup_steps`.
-        final_learning_rate: at the last step.
-        weight_decay: at the first step; a cosine leads to `final_weight_decay`.
-        last_layer_frozen_steps: steps in which the last head layer has learning rate 0.
-        layer_decay: learning rate factor from one block to the one before.
-        patch_embedding_multiplier: further factor of the patch embedding.
-        clip_norm: largest norm of all gradients.
-    """
-
-    learning_rate: float = 1e-3
-    final_learning_rate: float = 1e-6
-    warmup_steps: int = 10_000
-    weight_decay: float = 0.04
-    final_weight_decay: float = 0.2
-    last_layer_frozen_steps: int = 1000
-    betas: tuple[float, float] = (0.9, 0.999)
-    layer_decay: float = 0.9
-    patch_embedding_multiplier: float = 0.2
-    clip_norm: float = 3.0
-
-
-@dataclass(frozen=True)
-class RunSettings:
+class PretrainRunSettings(RunSettings):
     """Size and bookkeeping of the run.
 
     Args:
         total_steps: optimiser steps.
         total_batch: volumes an optimiser step sees, over all processes and accumulated micro-batches.
         batch_size: volumes of a micro-batch on one process; KoLeo looks for neighbours among these.
-        mixed_precision: autocast of the forward passes.
         compile: compile the backbones with torch.compile.
         checkpoint_activations: recompute the student's blocks in the backward pass, for memory.
-        num_workers: loader processes of each process.
-        log_every: steps between log entries.
-        checkpoint_every: steps between checkpoints.
-        keep_last: newest checkpoints kept.
-        keep_every: checkpoints at multiples of this many steps are kept for good; 0 keeps none.
         max_bad_steps: the run stops after this many steps in a row with a loss that is not finite.
-        trackers: experiment trackers of Accelerate; one that is not installed is left out with a warning.
         export_max_patches: patch budget written into the processor of the exported teacher.
     """
 
     total_steps: int = 100_000
     total_batch: int = 2048
     batch_size: int = 16
-    mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"
     compile: bool = False
     checkpoint_activations: bool = False
     num_workers: int = 4
-    log_every: int = 10
-    checkpoint_every: int = 100
     keep_last: int = 3
     keep_every: int = 5000
     max_bad_steps: int = 10
@@ -184,7 +114,7 @@ class PretrainRecipe:
     loss: LossSettings = field(default_factory=LossSettings)
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
-    run: RunSettings = field(default_factory=RunSettings)
+    run: PretrainRunSettings = field(default_factory=PretrainRunSettings)
     probe: ProbeSettings = field(default_factory=ProbeSettings)
 
     @property
@@ -246,7 +176,6 @@ def check(recipe: PretrainRecipe) -> None:
     low, high = masks.ratio_range
     _require(0 <= low <= high <= 0.5, "masks.ratio_range must be two numbers with 0 <= low <= high <= 0.5")
     _require(0 <= masks.masked_share <= 1, "masks.masked_share must lie in 0..1")
-    _require(recipe.loss.targets in ("centring", "sinkhorn"), "loss.targets must be centring or sinkhorn")
     positive = {
         "run.total_steps": run.total_steps,
         "run.batch_size": run.batch_size,

@@ -10,8 +10,8 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from voxelfm_hf.data.stream import SampleStream, StreamLoader
-from voxelfm_hf.training.attention import choose_attention
 from voxelfm_hf.training.checkpoints import Checkpoints
+from voxelfm_hf.training.network_options import choose_attention, recompute_activations
 from voxelfm_hf.training.pretrain.loader import make_loader, open_stream
 from voxelfm_hf.training.pretrain.masking import MaskSource
 from voxelfm_hf.training.pretrain.optimizer import make_adamw, parameter_groups
@@ -106,9 +106,7 @@ def _build_models(recipe: PretrainRecipe, accelerator: Accelerator) -> tuple[nn.
     for backbone in (student.backbone, teacher.backbone):
         choose_attention(backbone, accelerator)
     if recipe.run.checkpoint_activations:
-        # transformers before 5.23 knows only the older name, later ones warn about it
-        enable = getattr(student.backbone, "activation_checkpointing_enable", None)
-        (enable or student.backbone.gradient_checkpointing_enable)()
+        recompute_activations(student.backbone)
     if recipe.run.compile:
         student.backbone.compile()
         teacher.backbone.compile()

@@ -3,52 +3,16 @@
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from voxelfm_hf.training.pretrain import schedules
 from voxelfm_hf.training.pretrain.loader import Batch
 from voxelfm_hf.training.pretrain.masking import MaskSource
 from voxelfm_hf.training.pretrain.optimizer import set_rates
-from voxelfm_hf.training.pretrain.recipe import PretrainRecipe
+from voxelfm_hf.training.pretrain.rates import Rates
 from voxelfm_hf.training.pretrain.self_distillation import Student, Teacher, TeacherOutput
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Scheduled values of one step."""
-
-    learning_rate: float
-    last_layer_learning_rate: float
-    weight_decay: float
-    temperature: float
-    momentum: float
-
-
-def rates_at(recipe: PretrainRecipe, step: int) -> Rates:
-    """Scheduled values of a step, counted from 0."""
-    settings, teacher, total = recipe.optimizer, recipe.teacher, recipe.run.total_steps
-    curve: dict[str, Any] = {
-        "peak": settings.learning_rate,
-        "end": settings.final_learning_rate,
-        "warmup_steps": settings.warmup_steps,
-        "total_steps": total,
-    }
-    frozen = settings.last_layer_frozen_steps
-    return Rates(
-        learning_rate=schedules.learning_rate(**curve)(step),
-        last_layer_learning_rate=schedules.learning_rate(**curve, frozen_steps=frozen)(step),
-        weight_decay=schedules.cosine(start=settings.weight_decay, end=settings.final_weight_decay, total_steps=total)(
-            step
-        ),
-        temperature=schedules.linear_then_constant(
-            start=teacher.temperature_start, end=teacher.temperature, warmup_steps=teacher.temperature_warmup_steps
-        )(step),
-        momentum=schedules.cosine(start=teacher.momentum_start, end=teacher.momentum_end, total_steps=total)(step),
-    )
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import argparse
 import csv
 import os
 import sys
+from dataclasses import dataclass
 from functools import partial
-from importlib import resources
 from pathlib import Path
 
 import yaml
@@ -23,39 +23,66 @@ from voxelfm_hf.data.prepare import prepare
 from voxelfm_hf.data.write_scan import write_nifti
 from voxelfm_hf.files import written_file
 from voxelfm_hf.read_ahead import WorkerCrash, read_ahead
+from voxelfm_hf.recipes import find_recipe
 from voxelfm_hf.volumes.errors import LabelError, VoxelFMError
 
-# What each data set is, for cards: contents, licence, who has to be named.
+
+@dataclass(frozen=True)
+class TinySource:
+    """One of the data sets.
+
+    Attributes:
+        what: What it holds, for the card.
+        licence: In words.
+        hub_licence: Identifier of the Hub.
+        citation: Who has to be named.
+        weight: Share of the volumes a run sees.
+        first_seed: Of its synthetic patients; evaluation uses others (see voxelfm_hf.eval.learned).
+    """
+
+    what: str
+    licence: str
+    hub_licence: str
+    citation: str
+    weight: float
+    first_seed: int | None = None
+
+
 SOURCES = {
-    "lidc": {
-        "what": "Lung nodule crops of LIDC-IDRI (train split; HU values untouched), resampled to cubic voxels.",
-        "licence": "CC BY 3.0",
-        "citation": "Armato SG III et al., Data From LIDC-IDRI, The Cancer Imaging Archive, 2015, "
+    "lidc": TinySource(
+        what="Lung nodule crops of LIDC-IDRI (train split; HU values untouched), resampled to cubic voxels.",
+        licence="CC BY 3.0",
+        hub_licence="cc-by-3.0",
+        citation="Armato SG III et al., Data From LIDC-IDRI, The Cancer Imaging Archive, 2015, "
         "doi:10.7937/K9/TCIA.2015.LO9QL9SX; Armato SG III et al., Med Phys 38:915-931, 2011; Clark K et al., J Digit "
         "Imaging 26:1045-1057, 2013.",
-    },
-    "openkbp": {
-        "what": "Head-and-neck planning CT of OpenKBP (train split), about 4 x 4 x 2.5 mm.",
-        "licence": "MIT, (c) 2021 Aaron Babier",
-        "citation": "Babier A et al., Med Phys 48:5549-5561, 2021, doi:10.1002/mp.14845; derived from collections of "
+        weight=0.2,
+    ),
+    "openkbp": TinySource(
+        what="Head-and-neck planning CT of OpenKBP (train split), about 4 x 4 x 2.5 mm.",
+        licence="MIT, (c) 2021 Aaron Babier",
+        hub_licence="mit",
+        citation="Babier A et al., Med Phys 48:5549-5561, 2021, doi:10.1002/mp.14845; derived from collections of "
         "The Cancer Imaging Archive.",
-    },
-    "phantom_chests": {
-        "what": "Synthetic chests made by voxelfm_hf.data.phantom.",
-        "licence": "Apache-2.0",
-        "citation": "No patients.",
-    },
-    "phantom_lesions": {
-        "what": "64 mm cubes round the lesions of other synthetic chests.",
-        "licence": "Apache-2.0",
-        "citation": "No patients.",
-    },
+        weight=0.3,
+    ),
+    "phantom_chests": TinySource(
+        what="Synthetic chests made by voxelfm_hf.data.phantom.",
+        licence="Apache-2.0",
+        hub_licence="apache-2.0",
+        citation="No patients.",
+        weight=0.15,
+        first_seed=0,
+    ),
+    "phantom_lesions": TinySource(
+        what="64 mm cubes round the lesions of other synthetic chests.",
+        licence="Apache-2.0",
+        hub_licence="apache-2.0",
+        citation="No patients.",
+        weight=0.35,
+        first_seed=50_000,
+    ),
 }
-HUB_LICENCES = {"lidc": "cc-by-3.0", "openkbp": "mit", "phantom_chests": "apache-2.0", "phantom_lesions": "apache-2.0"}
-# Shares of the volumes a run sees.
-WEIGHTS = {"lidc": 0.2, "openkbp": 0.3, "phantom_chests": 0.15, "phantom_lesions": 0.35}
-# Seeds of the synthetic patients; evaluation uses others (see voxelfm_hf.eval.learned).
-FIRST_SEED = {"phantom_chests": 0, "phantom_lesions": 50_000}
 
 
 def train_list(ct: Path, name: str, out: Path) -> Path:
@@ -78,12 +105,11 @@ def train_list(ct: Path, name: str, out: Path) -> Path:
 
 def write_phantoms(name: str, count: int, folder: Path) -> Path:
     """Writes `count` synthetic scans as NIfTI: whole chests, or fields of view of 64 mm round a lesion."""
-    paths = [folder / f"phantom-{FIRST_SEED[name] + number:06d}.nii.gz" for number in range(count)]
+    first = SOURCES[name].first_seed or 0
+    paths = [folder / f"phantom-{first + number:06d}.nii.gz" for number in range(count)]
     missing = [path for path in paths if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    work = read_ahead(
-        partial(_write_phantom, name), missing, workers=len(os.sched_getaffinity(0)), setup=_nothing_to_set_up
-    )
+    work = read_ahead(partial(_write_phantom, name), missing, workers=len(os.sched_getaffinity(0)))
     for path, result in tqdm(work, total=len(missing), desc=name, unit="scan", disable=None):
         if isinstance(result, WorkerCrash):
             raise VoxelFMError(f"the process that made {path.name} died: free some memory and run the command again")
@@ -99,14 +125,10 @@ def _write_phantom(name: str, path: Path) -> None:
     write_nifti(phantom.volume, path)
 
 
-def _nothing_to_set_up() -> None:
-    pass
-
-
 def write_recipe(folder: Path) -> Path:
-    """Writes the packaged recipe `tiny` with the data sets of the folder, mixed by `WEIGHTS`."""
-    recipe = resources.files("voxelfm_hf.training").joinpath("recipes/tiny.yaml").read_text(encoding="utf-8")
-    data = [{"data": str((folder / name).resolve()), "weight": weight} for name, weight in WEIGHTS.items()]
+    """Writes the packaged recipe `tiny` with the data sets of the folder, mixed by weight."""
+    _, recipe = find_recipe("tiny")
+    data = [{"data": str((folder / name).resolve()), "weight": source.weight} for name, source in SOURCES.items()]
     with written_file(folder / "recipe.yaml") as path:
         path.write_text(recipe + yaml.safe_dump({"data": data}), encoding="utf-8")
     return folder / "recipe.yaml"
@@ -119,12 +141,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="where the scans and prepared data sets go")
     parser.add_argument("--phantoms", type=int, default=300, help="synthetic chests, and as many lesions")
     options = parser.parse_args()
-    for name, licence in HUB_LICENCES.items():
-        if name in FIRST_SEED:
-            source = write_phantoms(name, options.phantoms, options.out / "scans" / name)
+    for name, source in SOURCES.items():
+        if source.first_seed is None:
+            scans = train_list(options.ct, name, options.out / "scans" / f"{name}.csv")
         else:
-            source = train_list(options.ct, name, options.out / "scans" / f"{name}.csv")
-        summary = prepare(source, options.out / name, name=name, license=licence)
+            scans = write_phantoms(name, options.phantoms, options.out / "scans" / name)
+        summary = prepare(scans, options.out / name, name=name, license=source.hub_licence)
         print(f"{options.out / name}: {summary}")
     print(write_recipe(options.out))
 

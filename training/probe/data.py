@@ -33,13 +33,12 @@ class ProbeFeatures:
     def standardised(self, rows: np.ndarray) -> "ProbeFeatures":
         """The same features, centred and scaled by some (training) rows: their CLS vectors, or at most 32 grids."""
         if self.cls is not None:
-            chosen = self.cls[torch.as_tensor(rows)].double()
+            chosen = self.cls[torch.as_tensor(rows)]
         else:
             spread = np.asarray(rows)[np.unique(np.linspace(0, len(rows) - 1, 32).round().astype(int))]
             grids = replace(self, mean=None, scale=None).patch_rows(spread.tolist())
-            chosen = torch.cat([grid.flatten(0, 2) for grid in grids]).double()
-        mean, scale = chosen.mean(0), chosen.std(0, correction=0)
-        scale = torch.where(scale > 1e-6 * scale.max().clamp_min(1e-12), scale, torch.ones_like(scale))
+            chosen = torch.cat([grid.flatten(0, 2) for grid in grids])
+        mean, scale = mean_and_scale(chosen)
         return replace(self, mean=mean.float(), scale=scale.float())
 
     def cls_rows(self, rows: torch.Tensor) -> torch.Tensor:
@@ -59,6 +58,13 @@ class ProbeFeatures:
         if self.mean is None or self.scale is None:
             return features
         return (features - self.mean) / self.scale
+
+
+def mean_and_scale(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation (C,) of features (n, C), in float64; features that hardly vary are not scaled."""
+    features = features.double()
+    mean, scale = features.mean(0), features.std(0, correction=0)
+    return mean, torch.where(scale > 1e-6 * scale.max().clamp_min(1e-12), scale, torch.ones_like(scale))
 
 
 @dataclass(frozen=True, eq=False)

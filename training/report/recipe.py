@@ -1,10 +1,11 @@
 """The recipe of a report run: data, language model, resampler, and the two stages of training."""
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from voxelfm_hf.modeling.configuration_voxelfm_report import FEATURE_TOKENS
 from voxelfm_hf.modeling.processing_voxelfm_report import REQUEST
+from voxelfm_hf.training.lora import Lora
+from voxelfm_hf.training.run_settings import RunSettings
 from voxelfm_hf.volumes.errors import RecipeError
 
 
@@ -69,13 +70,13 @@ class ReportModelSettings:
 
 
 @dataclass(frozen=True)
-class LoraSettings:
-    """The LoRA adapter of the language model, trained in stage 2."""
+class LoraSettings(Lora):
+    """Adapters of the language model, trained in stage 2."""
 
-    r: int = 16
+    rank: int = 16
     alpha: int = 32
     dropout: float = 0.05
-    targets: list[str] = field(
+    layers: list[str] = field(
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"]
     )
 
@@ -117,25 +118,15 @@ class StageSettings:
 
 
 @dataclass(frozen=True)
-class ReportRunSettings:
-    """Precision and bookkeeping.
+class ReportRunSettings(RunSettings):
+    """Precision and bookkeeping; the frozen language model is held in the precision of the forward passes too.
 
     Args:
-        mixed_precision: Of the forward pass; the frozen language model is held in it too.
         gradient_checkpointing: Recompute the language model's layers in the backward pass, for memory.
-        num_workers: Processes that read features or scans ahead.
-        checkpoint_every: Steps between checkpoints.
-        keep_last, keep_every: Newest checkpoints kept, and multiples of steps kept for good (0 keeps none).
     """
 
-    mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"
     gradient_checkpointing: bool = True
-    num_workers: int = 0
-    log_every: int = 10
     checkpoint_every: int = 200
-    keep_last: int = 1
-    keep_every: int = 0
-    trackers: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,9 @@ with `--section.field value`. Stage 1 trains resampler and projector, stage 2 th
 model; the encoder stays frozen. A run stopped at any moment goes on with the result it would have had.
 """
 
-import argparse
-import json
 import logging
-import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +16,19 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from voxelfm_hf.command import one_sentence_errors
-from voxelfm_hf.files import written_file
-from voxelfm_hf.recipes import field_lines, load_recipe, to_values
-from voxelfm_hf.training.launch import make_accelerator, stop_signals
+from voxelfm_hf.recipes import load_recipe, to_values
+from voxelfm_hf.training.launch import any_rank, recipe_parser, start_logging, start_run, stop_signals
 from voxelfm_hf.training.progress import Clock
-from voxelfm_hf.training.report.parts import ReportParts, build_parts, stage_folder
+from voxelfm_hf.training.report.network import stage_folder
+from voxelfm_hf.training.report.parts import ReportParts, build_parts
 from voxelfm_hf.training.report.recipe import ReportRecipe, StageSettings, check
 from voxelfm_hf.training.report.words import with_noise
 from voxelfm_hf.training.run_folder import RunLog, environment, replace_folder, settle_recipe, write_json
 from voxelfm_hf.volumes.errors import VoxelFMError
 
 logger = logging.getLogger(__name__)
+
+MODULE = "voxelfm_hf.training.report"
 
 
 def train_reports(recipe: ReportRecipe, *, stage: int, command: str = "") -> Path:
@@ -47,7 +47,7 @@ def train_reports(recipe: ReportRecipe, *, stage: int, command: str = "") -> Pat
     """
     check(recipe)
     folder = stage_folder(recipe, stage)
-    accelerator = make_accelerator(recipe)
+    accelerator = start_run(recipe)
     with accelerator.main_process_first():
         settle_recipe(recipe, folder)
     parts = build_parts(recipe, stage, accelerator)
@@ -66,8 +66,7 @@ def _train(recipe: ReportRecipe, number: int, accelerator: Accelerator, parts: R
     log = RunLog(folder / "log.jsonl")
     if is_main:
         log.cut(step or -1)
-        precision = run.mixed_precision
-        facts = environment(accelerator.num_processes, accelerator.device, precision)
+        facts = environment(accelerator.num_processes, accelerator.device, run.mixed_precision)
         write_json(folder / "environment.json", facts)
     parts.model.train()
     batches, clock = iter(parts.batches), Clock()
@@ -91,7 +90,7 @@ def _train(recipe: ReportRecipe, number: int, accelerator: Accelerator, parts: R
                 if progress.disable:
                     logger.info("step %d of %d: loss %.3f", step, parts.steps, loss)
             progress.update()
-            stop = accelerator.reduce(torch.tensor(float(bool(asked_to_stop)), device=accelerator.device)).item() > 0
+            stop = any_rank(accelerator, bool(asked_to_stop))
             if step % run.checkpoint_every == 0 or step == parts.steps or stop:
                 parts.checkpoints.save(step, position={})
             if stop:
@@ -109,8 +108,8 @@ def _step(
     total = accelerator.reduce(torch.stack(tokens).sum(), reduction="sum")
     losses = torch.zeros((), device=device)
     for index, (batch, count) in enumerate(zip(micro_batches, tokens, strict=True)):
-        is_last = index == len(micro_batches) - 1
-        with _gradients_stay(accelerator, parts.model, is_last):
+        # Gradients are exchanged between processes once, with the last micro-batch.
+        with nullcontext() if index == len(micro_batches) - 1 else accelerator.no_sync(parts.model):
             loss = parts.model(**_inputs(batch, parts, stage, device), use_cache=False).loss
             # DDP averages gradients over processes.
             accelerator.backward(loss * (count / total * accelerator.num_processes))
@@ -124,13 +123,6 @@ def _step(
             "The loss is not finite; the last checkpoint is untouched: lower the learning rate or look at the features."
         )
     return float(mean), float(norm)
-
-
-def _gradients_stay(accelerator: Accelerator, model: torch.nn.Module, is_last: bool):
-    """Gradients are exchanged between processes once, with the last micro-batch of a step."""
-    from contextlib import nullcontext
-
-    return nullcontext() if is_last else accelerator.no_sync(model)
 
 
 def _inputs(batch: dict[str, Any], parts: ReportParts, stage: StageSettings, device: torch.device) -> dict[str, Any]:
@@ -163,8 +155,7 @@ def _finish(recipe: ReportRecipe, number: int, accelerator: Accelerator, parts: 
         parts.processor.save_pretrained(part)
 
     replace_folder(folder / "model", write)
-    with written_file(folder / "facts.json") as path:
-        path.write_text(json.dumps(facts, indent=2) + "\n")
+    write_json(folder / "facts.json", facts)
     logger.info("%s", folder / "model")
 
 
@@ -172,19 +163,9 @@ def _finish(recipe: ReportRecipe, number: int, accelerator: Accelerator, parts: 
 def main(words: list[str] | None = None) -> None:
     """Command line entry; returns the exit code."""
     words = sys.argv[1:] if words is None else words
-    parser = argparse.ArgumentParser(
-        prog="voxelfm_hf.training.report",
-        description=__doc__,
-        epilog="fields of a recipe:\n  " + "\n  ".join(field_lines(ReportRecipe)),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("recipe", help="YAML file, or report_qwen3_4b or report_smollm2")
+    parser = recipe_parser(MODULE, __doc__ or "", ReportRecipe, recipes="report_qwen3_4b or report_smollm2")
     parser.add_argument("--stage", type=int, choices=(1, 2), required=True, help="1: projector, 2: and LoRA")
     options, overrides = parser.parse_known_args(words)
-    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
-    for name in ("accelerate", "httpx", "transformers"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    start_logging()
     recipe = load_recipe(options.recipe, ReportRecipe, overrides=overrides)
-    command = " ".join(["accelerate launch -m voxelfm_hf.training.report", *words])
-    train_reports(recipe, stage=options.stage, command=command)
+    train_reports(recipe, stage=options.stage, command=" ".join(["accelerate launch -m", MODULE, *words]))

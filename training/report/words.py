@@ -17,10 +17,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from voxelfm_hf.hub import computes_in_bfloat16
 from voxelfm_hf.modeling.modeling_voxelfm_report import VoxelFMForReportGeneration, pad_tokens
-from voxelfm_hf.training.pretrain.schedules import learning_rate
 from voxelfm_hf.training.report.data import ReportPair
 from voxelfm_hf.training.report.recipe import StageSettings
+from voxelfm_hf.training.schedules import learning_rate
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ def learn_words(
     epoch_steps = math.ceil(len(pairs) / batch_size)
     losses: list[float] = []
     scale = network.resampler.feature_scale
-    native = torch.cpu._is_avx512_bf16_supported()
+    native = computes_in_bfloat16(torch.device("cpu"))
     for step in tqdm(range(steps), desc="words", unit="step", disable=None):
         order = np.random.default_rng([seed, 3, step // epoch_steps]).permutation(len(pairs))
         rows = order[(step % epoch_steps) * batch_size :][:batch_size]
