@@ -39,7 +39,7 @@ RUNS = {
     "phantom_lesions": [f"{BENCHMARK} phantom_lesions --data $PHANTOMS --quick --out $OUT"],
     "lidc_finetuning": [f"{BENCHMARK} lidc_finetuning --data $CT --out $OUT"],
     "confounds_lidc": [
-        "voxelfm confounds $WORK/lidc/stores/tiny-* $CT --dataset lidc --target malignant --target diameter_mm "
+        "voxelfm confounds $WORK/lidc/stores/tiny-???????? $CT --dataset lidc --target malignant --target diameter_mm "
         "--out $OUT"
     ],
     "confounds_phantoms": [
