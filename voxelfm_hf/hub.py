@@ -3,11 +3,16 @@
 from contextlib import ExitStack
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from voxelfm_hf.volumes.errors import ModelError, VoxelFMError
 
+if TYPE_CHECKING:
+    import torch
+
 # The published weights are a training checkpoint; these files of the repository are all it takes to convert them.
 PUBLISHED = {"rmaguado/VoxelFM": ("vitb_3d/checkpoints/99999.pth", "vitb_3d/config.yaml")}
+DTYPES = ("float32", "bfloat16", "float16")
 # The small model inside the package, wherever a model is named.
 EMBEDDED = "tiny"
 # Marks a folder of LoRA adapters, as peft writes it.
@@ -124,6 +129,30 @@ def _converted(repository: str, revision: str | None) -> Path:
             if not folder.is_dir():
                 raise
     return folder
+
+
+def inference_dtype(name: str, device: "torch.device") -> "torch.dtype":
+    """A dtype by name; "auto" is bfloat16 where the device computes in it, else float32.
+
+    Raises:
+        ModelError: another name.
+    """
+    import torch
+
+    if name == "auto":
+        name = "bfloat16" if computes_in_bfloat16(device) else "float32"
+    if name not in DTYPES:
+        raise ModelError(f"the dtype {name} is not known: use auto, {', '.join(DTYPES)}")
+    return getattr(torch, name)
+
+
+def computes_in_bfloat16(device: "torch.device") -> bool:
+    """Whether the hardware itself computes in bfloat16, so that it is quicker than float32."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
 def weight_hash(folder: str | Path) -> str:

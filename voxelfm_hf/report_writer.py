@@ -10,9 +10,8 @@ import torch
 
 from voxelfm_hf.cards import PARTS_CONTAINED, PARTS_NAMED
 from voxelfm_hf.data.reports.reduction import reduce_report
-from voxelfm_hf.features import DTYPES
 from voxelfm_hf.files import written_folder
-from voxelfm_hf.hub import EMBEDDED, load, resolve_model, weight_hash
+from voxelfm_hf.hub import EMBEDDED, inference_dtype, load, resolve_model, weight_hash
 from voxelfm_hf.modeling.configuration_voxelfm_report import VoxelFMReportConfig
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMGeometry
 from voxelfm_hf.modeling.modeling_voxelfm_report import VoxelFMForReportGeneration
@@ -74,7 +73,10 @@ class ReportWriter:
             config = VoxelFMReportConfig.from_pretrained(folder)
             if config.model_type != "voxelfm_report" or not hasattr(config, "num_image_tokens"):
                 raise ModelError(f"{model} is no report model: train one with voxelfm_hf.training.report")
-            options: dict[str, Any] = {"dtype": _dtype(dtype), "with_vision_tower": with_vision_tower}
+            options: dict[str, Any] = {
+                "dtype": inference_dtype(dtype, torch.device(device)),
+                "with_vision_tower": with_vision_tower,
+            }
             if with_vision_tower and not config.merged:
                 encoder = resolve_model(vision_model or config.base_vision_model or EMBEDDED)
                 found = weight_hash(encoder)
@@ -188,12 +190,3 @@ def patch_map(values: np.ndarray, geometry: VoxelFMGeometry, shape: Sequence[int
         places.append(np.where((place >= 0) & (place < patches), place, patches))
     padded = np.pad(values.astype(np.float32), [(0, 1)] * 3, constant_values=np.nan)
     return padded[np.ix_(*places)]
-
-
-def _dtype(name: str) -> torch.dtype:
-    if name == "auto":
-        native = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
-        return torch.bfloat16 if native else torch.float32
-    if name not in DTYPES:
-        raise ModelError(f"the dtype {name} is not known: use auto, {', '.join(DTYPES)}")
-    return DTYPES[name]

@@ -37,6 +37,18 @@ class Region:
     edge_mm: float
 
 
+@dataclass(frozen=True)
+class Task:
+    """A scan to look at, whole or by regions."""
+
+    scan: Scan
+    regions: tuple[Region, ...] = ()
+
+    @property
+    def identifiers(self) -> list[str]:
+        return [region.identifier for region in self.regions] or [self.scan.identifier]
+
+
 def list_scans(inputs: Sequence[str | Path]) -> list[Scan]:
     """Every scan of the inputs once, in a fixed order.
 

@@ -9,7 +9,7 @@ import torch
 from voxelfm_hf.hub import load
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMGeometry, VoxelFMImageProcessor
 from voxelfm_hf.scan_list import Region
-from voxelfm_hf.tiles import TILED_BUDGET
+from voxelfm_hf.features.tiles import TILED_BUDGET
 from voxelfm_hf.volumes import Volume
 
 

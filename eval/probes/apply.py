@@ -9,11 +9,11 @@ import torch
 
 from voxelfm_hf.eval.tasks.localization import to_lps
 from voxelfm_hf.eval.tasks.segmentation import segment
+from voxelfm_hf.features.tiles import encode
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMGeometry
 from voxelfm_hf.modeling.probe_heads_voxelfm import pooled_grid
 from voxelfm_hf.probe_model import load_with_probe
 from voxelfm_hf.scan_list import Region
-from voxelfm_hf.tiles import encode
 from voxelfm_hf.volumes import Volume
 
 

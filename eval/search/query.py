@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from voxelfm_hf.features.tiles import encode
 from voxelfm_hf.hub import EMBEDDED, load, resolve_model, weight_hash
 from voxelfm_hf.scan_list import Region
 from voxelfm_hf.store import FeatureStore
-from voxelfm_hf.tiles import encode
 from voxelfm_hf.volumes import Volume
 from voxelfm_hf.volumes.errors import ModelError, ScanError, StoreError
 

@@ -15,10 +15,10 @@ from voxelfm_hf.eval.metrics.segmentation import segmentation_scores
 from voxelfm_hf.eval.tasks.data import TaskData, open_data
 from voxelfm_hf.eval.tasks.fitting import FitOptions, check_features, fit_columns
 from voxelfm_hf.eval.tasks.kept import Judged, Tables, judge_row_values, row_names
+from voxelfm_hf.features.tiles import tile_places, tile_weights
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.modeling.probe_heads_voxelfm import patch_positions
 from voxelfm_hf.store import FeatureStore
-from voxelfm_hf.tiles import tile_places, tile_weights
 from voxelfm_hf.training.probe.data import ProbeFeatures
 from voxelfm_hf.volumes import Volume, read_volume
 from voxelfm_hf.volumes.errors import LabelError

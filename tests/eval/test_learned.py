@@ -12,14 +12,14 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from voxelfm_hf.data.phantom import make_phantom
 from voxelfm_hf.data.phantom.facts import LESION_TYPES
 from voxelfm_hf.data.write_scan import write_nifti
+from voxelfm_hf.eval.encoders.intensity import histogram
+from voxelfm_hf.eval.encoders.untrained import untrained_model
 from voxelfm_hf.eval.learned import comparison as learned
 from voxelfm_hf.eval.learned.cases import CaseSet, lesion_cases, mask_centre, nodule_cases, organ_cases
 from voxelfm_hf.eval.learned.features import (
     centre_slices,
-    histogram,
     histogram_features,
     model_features,
-    untrained_model,
 )
 from voxelfm_hf.eval.learned.linear_probe import out_of_fold
 from voxelfm_hf.eval.learned.results import write_curve, write_results
@@ -299,7 +299,7 @@ def test_results_from_end_to_end(model, cases, tmp_path, monkeypatch):
 
 def test_a_second_run_reads_the_stores(model, cases, tmp_path, monkeypatch):
     first = model_features(model, cases, tmp_path, region_size=16)
-    monkeypatch.setattr("voxelfm_hf.features.read_volume", lambda *_, **__: pytest.fail("a scan was read again"))
+    monkeypatch.setattr("voxelfm_hf.features.inputs.read_volume", lambda *_, **__: pytest.fail("a scan was read again"))
     again = model_features(model, cases, tmp_path, region_size=16)
     np.testing.assert_array_equal(first["patch mean"], again["patch mean"])
 

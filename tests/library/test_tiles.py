@@ -6,9 +6,9 @@ import torch
 
 from voxelfm_hf import VoxelFMConfig, VoxelFMImageProcessor, VoxelFMModel
 from voxelfm_hf.features import EmbedOptions, Task, embed_scans
+from voxelfm_hf.features.tiles import encode, tile_places, tile_starts, tile_weights
 from voxelfm_hf.scan_list import list_scans
 from voxelfm_hf.store import FeatureStore
-from voxelfm_hf.tiles import encode, tile_places, tile_starts, tile_weights
 from voxelfm_hf.volumes.errors import ModelError, StoreError
 
 

@@ -20,7 +20,7 @@ from accelerate.utils import gather_object
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from voxelfm_hf.features import NOT_SETTINGS, EmbedOptions, Prepared, Task, prepared_scans, process_state
+from voxelfm_hf.features import EmbedOptions, Prepared, Task, prepared_scans, process_state, processor_settings
 from voxelfm_hf.files import written_file
 from voxelfm_hf.hub import load, resolve_model
 from voxelfm_hf.store import FAILURE_FIELDS
@@ -100,14 +100,11 @@ def prepare_inputs(
         RecipeError: scans in tiles were asked for.
     """
     network, processor = load(resolve_model(model), dtype=torch.float32)
-    processor.max_patches = options.max_patches or processor.max_patches
-    processor.voxel_mm = options.voxel_mm or processor.voxel_mm
-    processor.pad_thin = options.pad or processor.pad_thin
     if options.tile:
         raise RecipeError("fine-tuning takes whole scans or regions, not tiles: leave tile out, or name regions")
+    options.set_up(processor)
     region_size = options.region_size or network.config.image_size
-    settings = {key: value for key, value in processor.to_dict().items() if key not in NOT_SETTINGS}
-    settings.update(max_patches=processor.max_patches, pad_thin=processor.pad_thin)
+    settings = processor_settings(processor)
     if any(task.regions for task in tasks):
         settings["region_size"] = region_size
     state = process_state()

@@ -12,7 +12,7 @@ import numpy as np
 from voxelfm_hf import load, read_volume
 from voxelfm_hf.data.phantom import make_phantom
 from voxelfm_hf.features import embed_volume
-from voxelfm_hf.likeness import likeness, on_scan_grid, patch_at, patch_box, patch_centre
+from voxelfm_hf.features.likeness import likeness, on_scan_grid, patch_at, patch_box, patch_centre
 from voxelfm_hf.pictures import body_centre, save_picture
 
 

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from voxelfm_hf.data.measure import body_region
-from voxelfm_hf.likeness import Box, likeness, patch_at, patch_box, patch_centre
+from voxelfm_hf.features.likeness import Box, likeness, patch_at, patch_box, patch_centre
+from voxelfm_hf.features.tiles import encode
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMGeometry
 from voxelfm_hf.pictures import body_centre, slice_image
 from voxelfm_hf.pictures.layers import WINDOWS_HU, FeatureLayer, PatchHeatLayer
@@ -46,14 +47,10 @@ class PageScan:
 
     def embed(self, model: Any, processor: Any) -> None:
         """Runs the model."""
-        import torch
-
         prepared = processor(self.volume, return_geometry=True)
-        with torch.inference_mode():
-            outputs = model(prepared["pixel_values"].to(model.device, model.dtype))
-            self.geometry = prepared["geometry"][0]
-            self.patches = model.patch_features(outputs, self.geometry.grid)[0].float().cpu().numpy()
-            self.cls = outputs.pooler_output[0].float().cpu().numpy()
+        vectors, grids = encode(model, prepared["pixel_values"].to(model.device))
+        self.geometry = prepared["geometry"][0]
+        self.cls, self.patches = vectors[0].cpu().numpy(), grids[0].cpu().numpy()
         self.colours = FeatureLayer(self.patches, self.volume.hu, box=self._box)
 
     def covers_head(self) -> bool:

@@ -1,0 +1,26 @@
+"""Frozen features of scans: model inputs (`inputs`), a store filled with features (`embed`), patch grids and tiles."""
+
+from voxelfm_hf.features.embed import EmbedSummary, embed_scans, embed_volume, process_state
+from voxelfm_hf.features.inputs import (
+    EmbedOptions,
+    Prepared,
+    failure_reason,
+    prepared_scans,
+    processor_settings,
+    row_facts,
+)
+from voxelfm_hf.scan_list import Task
+
+__all__ = [
+    "EmbedOptions",
+    "EmbedSummary",
+    "Prepared",
+    "Task",
+    "embed_scans",
+    "embed_volume",
+    "failure_reason",
+    "prepared_scans",
+    "process_state",
+    "processor_settings",
+    "row_facts",
+]
