@@ -1,7 +1,5 @@
 """A benchmark as files: results.csv, results.json, results.md, comparisons.csv, subgroups.csv, encoders.csv."""
 
-import csv
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from voxelfm_hf.eval.benchmark.grid import BenchmarkRun, failure_rows
 from voxelfm_hf.eval.benchmark.results import Results
 from voxelfm_hf.eval.benchmark.scores import COSTS, MACRO
 from voxelfm_hf.eval.metrics.catalogue import is_error, metric_title
+from voxelfm_hf.eval.result_files import write_csv, write_json
 from voxelfm_hf.files import written_file
 from voxelfm_hf.markdown import table
 from voxelfm_hf.recipes import save_recipe, to_values
@@ -42,24 +41,23 @@ def write_benchmark(run: BenchmarkRun, results: Results, out: Path) -> str:
     failures = failure_rows(run.failures)
     text = results_markdown(run, results)
     save_recipe(run.recipe, out / "recipe.yaml")
-    _write_csv(out / "results.csv", (*RESULT_FIELDS, *MORE_FIELDS), results.rows)
-    _write_csv(out / "comparisons.csv", COMPARISON_FIELDS, results.comparisons)
-    _write_csv(out / "subgroups.csv", SUBGROUP_FIELDS, results.subgroups)
-    _write_csv(out / "encoders.csv", ENCODER_FIELDS, encoders)
-    _write_csv(out / "failures.csv", ("encoder", "what", "reason"), failures)
-    with written_file(out / "results.json") as path:
-        everything = {
-            "title": run.recipe.title,
-            "recipe": to_values(run.recipe),
-            "rows": results.rows,
-            "comparisons": results.comparisons,
-            "subgroups": results.subgroups,
-            "encoders": encoders,
-            "failures": failures,
-            "notes": run.notes,
-            "counts": split_counts(run),
-        }
-        path.write_text(json.dumps(_plain(everything), indent=1) + "\n")
+    write_csv(out / "results.csv", (*RESULT_FIELDS, *MORE_FIELDS), results.rows)
+    write_csv(out / "comparisons.csv", COMPARISON_FIELDS, results.comparisons)
+    write_csv(out / "subgroups.csv", SUBGROUP_FIELDS, results.subgroups)
+    write_csv(out / "encoders.csv", ENCODER_FIELDS, encoders)
+    write_csv(out / "failures.csv", ("encoder", "what", "reason"), failures)
+    everything = {
+        "title": run.recipe.title,
+        "recipe": to_values(run.recipe),
+        "rows": results.rows,
+        "comparisons": results.comparisons,
+        "subgroups": results.subgroups,
+        "encoders": encoders,
+        "failures": failures,
+        "notes": run.notes,
+        "counts": split_counts(run),
+    }
+    write_json(out / "results.json", everything)
     with written_file(out / "results.md") as path:
         path.write_text(text)
     return text
@@ -239,27 +237,3 @@ def _cell(row: Mapping[str, Any] | None, *, interval: bool = True) -> str:
 
 def _count(cells: Mapping[tuple[str, str], Mapping[str, Any]], target: str) -> int:
     return next((row["n"] for (_, at), row in cells.items() if at == target), 0)
-
-
-def _write_csv(path: Path, fields: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    with written_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fields, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows({name: _number(row.get(name, "")) for name in fields} for row in rows)
-
-
-def _number(value: Any) -> Any:
-    """Undefined numbers are empty cells."""
-    return "" if value is None or (isinstance(value, float) and not np.isfinite(value)) else value
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, (float, np.floating)):
-        return float(value) if np.isfinite(value) else None
-    if isinstance(value, np.integer):
-        return int(value)
-    return value

@@ -18,6 +18,7 @@ from voxelfm_hf.eval.datasets import BenchmarkData
 from voxelfm_hf.eval.finetune_run import Tuner
 from voxelfm_hf.eval.tasks.data import TaskData
 from voxelfm_hf.features import EmbedOptions, Task
+from voxelfm_hf.hub import EMBEDDED
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.recipes import to_values
 from voxelfm_hf.training.finetune.input_cache import prepare_inputs
@@ -75,7 +76,7 @@ class TuningInputs:
         """The competitors that an encoder adds, by name."""
         if entry.kind != "voxelfm" or not self.recipe.fine_tuning:
             return {}
-        model, folder = entry.model or "tiny", self.out / "tuning" / entry.title.replace("/", "_")
+        model, folder = entry.model or EMBEDDED, self.out / "tuning" / entry.title.replace("/", "_")
         options = EmbedOptions(
             max_patches=self.recipe.max_patches,
             region_size=self.recipe.region_size,

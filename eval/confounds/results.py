@@ -1,13 +1,12 @@
 """The table and the figure of a confound check: confounds.csv, confounds.md, confounds.png."""
 
-import csv
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from voxelfm_hf.eval.confounds.check import FIELDS, Confounds
 from voxelfm_hf.eval.plots.confounds import save_confounds
+from voxelfm_hf.eval.result_files import write_csv, write_json
 from voxelfm_hf.files import written_file
 from voxelfm_hf.markdown import table
 
@@ -27,13 +26,9 @@ def write_confounds(folder: str | Path, found: Confounds, *, encoder: str, run: 
         The Markdown file.
     """
     folder = Path(folder)
-    with written_file(folder / "confounds.csv") as path, open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ("encoder", *FIELDS))
-        writer.writeheader()
-        writer.writerows({"encoder": encoder, **{key: row.get(key) for key in FIELDS}} for row in found.rows)
-    with written_file(folder / "confounds.json") as path:
-        facts = {"encoder": encoder, "weight_hash": run.get("weight_hash"), "rows": found.rows, "notes": found.notes}
-        path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    write_csv(folder / "confounds.csv", ("encoder", *FIELDS), ({"encoder": encoder, **row} for row in found.rows))
+    facts = {"encoder": encoder, "weight_hash": run.get("weight_hash"), "rows": found.rows, "notes": found.notes}
+    write_json(folder / "confounds.json", facts)
     save_confounds(folder / "confounds.png", found.rows, encoder=encoder)
     with written_file(folder / "confounds.md") as path:
         path.write_text(confounds_markdown(found, encoder=encoder), encoding="utf-8")

@@ -5,16 +5,12 @@
 `folder` is what was downloaded, unpacked as `ABOUT.layout` says. A new data set is one new file here.
 """
 
-import importlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 
 from voxelfm_hf.eval.labels import LabelTable
+from voxelfm_hf.eval.named_modules import NamedModules
 from voxelfm_hf.features import Task
-from voxelfm_hf.volumes.errors import RecipeError
-
-HELPERS = ("geometry", "label_maps", "tables")
 
 
 @dataclass(frozen=True)
@@ -63,14 +59,5 @@ class BenchmarkData:
     classes: tuple[str, ...] = ()
 
 
-def dataset_names() -> list[str]:
-    """Names of the data sets there are."""
-    files = Path(__file__).parent.glob("*.py")
-    return sorted(path.stem for path in files if not path.stem.startswith("_") and path.stem not in HELPERS)
-
-
-def load_dataset(name: str) -> ModuleType:
-    """The module of a data set; RecipeError with the names there are for an unknown one."""
-    if name not in dataset_names():
-        raise RecipeError(f"there is no data set {name}: choose one of {', '.join(dataset_names())}")
-    return importlib.import_module(f"voxelfm_hf.eval.datasets.{name}")
+_DATASETS = NamedModules(__name__, "data set", helpers=("geometry", "label_maps", "tables"))
+dataset_names, load_dataset = _DATASETS.names, _DATASETS.load

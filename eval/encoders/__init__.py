@@ -9,19 +9,14 @@ file here, or a module of your own with the function `make`, named with its pack
 import importlib
 import inspect
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from voxelfm_hf.eval.encoders.base import Encoder, EncoderSetup
+from voxelfm_hf.eval.named_modules import NamedModules
 from voxelfm_hf.volumes.errors import RecipeError
 
-HELPERS = ("base", "cubes", "texture", "peer")
-
-
-def encoder_names() -> list[str]:
-    """Names of the encoders there are."""
-    files = Path(__file__).parent.glob("*.py")
-    return sorted(path.stem for path in files if not path.stem.startswith("_") and path.stem not in HELPERS)
+_ENCODERS = NamedModules(__name__, "encoder", helpers=("base", "cubes", "texture", "peer"))
+encoder_names = _ENCODERS.names
 
 
 def make_encoder(kind: str, setup: EncoderSetup, options: Mapping[str, Any] | None = None) -> Encoder:
@@ -43,10 +38,8 @@ def make_encoder(kind: str, setup: EncoderSetup, options: Mapping[str, Any] | No
             raise RecipeError(
                 f"the encoder {kind} is no module with a function make that can be imported: {error}"
             ) from None
-    elif kind in encoder_names():
-        make = importlib.import_module(f"voxelfm_hf.eval.encoders.{kind}").make
     else:
-        raise RecipeError(f"there is no encoder {kind}: choose one of {', '.join(encoder_names())}")
+        make = _ENCODERS.load(kind).make
     known = [name for name in inspect.signature(make).parameters if name != "setup"]
     for name in options or {}:
         if name not in known:

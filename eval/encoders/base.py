@@ -3,7 +3,7 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +17,8 @@ from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMGeometry
 from voxelfm_hf.scan_list import Region
 from voxelfm_hf.store import StoreWriter, locked
 from voxelfm_hf.volumes import Volume, read_volume
+
+OnScan = Callable[[Task], None] | None
 
 
 @dataclass(frozen=True)
@@ -78,14 +80,7 @@ class Encoder(Protocol):
     @property
     def fingerprint(self) -> str: ...
 
-    def fill(
-        self,
-        data: BenchmarkData,
-        store: Path,
-        *,
-        patches: bool = False,
-        on_scan: Callable[[Task], None] | None = None,
-    ) -> EmbedSummary:
+    def fill(self, data: BenchmarkData, store: Path, *, patches: bool = False, on_scan: OnScan = None) -> EmbedSummary:
         """Adds the features of all scans of a data set to a store; what is there already is left alone.
 
         Args:
@@ -121,19 +116,13 @@ class VolumeEncoder(ABC):
         text = json.dumps([type(self).__module__, type(self).__qualname__, self.settings()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def fill(
-        self,
-        data: BenchmarkData,
-        store: Path,
-        *,
-        patches: bool = False,
-        on_scan: Callable[[Task], None] | None = None,
-    ) -> EmbedSummary:
+    def fill(self, data: BenchmarkData, store: Path, *, patches: bool = False, on_scan: OnScan = None) -> EmbedSummary:
         """Adds the features of all scans of a data set to a store, see `Encoder.fill`."""
         patches = patches and self.gives_patches
         summary = EmbedSummary()
         with locked(store):
-            writer = StoreWriter(store, self._run(patches))
+            name = type(self).__module__.rsplit(".", 1)[-1]
+            writer = StoreWriter(store, store_run(name, self.fingerprint, self.settings(), patches=patches))
             present = set(writer.ids)
             for task in data.tasks:
                 todo = [name for name in task.identifiers if name not in present]
@@ -175,12 +164,14 @@ class VolumeEncoder(ABC):
                 grids[identifier] = found.patches
         return rows, grids, failures
 
-    def _run(self, patches: bool) -> dict[str, Any]:
-        return {
-            "model": type(self).__module__.rsplit(".", 1)[-1],
-            "weight_hash": self.fingerprint,
-            "processor": self.settings(),
-            "dtype": "float32",
-            "patches": patches,
-            "versions": {"voxelfm_hf": voxelfm_hf.__version__},
-        }
+
+def store_run(model: str, fingerprint: str, settings: Mapping[str, Any], *, patches: bool = False) -> dict[str, Any]:
+    """run.json of a store: what would change its features."""
+    return {
+        "model": model,
+        "weight_hash": fingerprint,
+        "processor": dict(settings),
+        "dtype": "float32",
+        "patches": patches,
+        "versions": {"voxelfm_hf": voxelfm_hf.__version__},
+    }

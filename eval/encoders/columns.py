@@ -1,16 +1,15 @@
 """Label columns as features: a diameter, the extent of a crop, an age; what any encoder has to beat."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-import voxelfm_hf
 from voxelfm_hf.eval.datasets import BenchmarkData
-from voxelfm_hf.eval.encoders.base import EncoderSetup
+from voxelfm_hf.eval.encoders.base import EncoderSetup, OnScan, store_run
 from voxelfm_hf.eval.labels import number_target
-from voxelfm_hf.features import EmbedSummary, Task
+from voxelfm_hf.features import EmbedSummary
 from voxelfm_hf.store import StoreWriter, locked
 
 
@@ -29,31 +28,16 @@ class ColumnsEncoder:
         """The names of the columns; their values are in the fingerprint of the data."""
         return hashlib.sha256("\n".join(self.columns).encode()).hexdigest()
 
-    def fill(
-        self,
-        data: BenchmarkData,
-        store: Path,
-        *,
-        patches: bool = False,
-        on_scan: Callable[[Task], None] | None = None,
-    ) -> EmbedSummary:
+    def fill(self, data: BenchmarkData, store: Path, *, patches: bool = False, on_scan: OnScan = None) -> EmbedSummary:
         """See `Encoder.fill`."""
         values = np.stack([number_target(data.labels, column) for column in self.columns], axis=1)
         known = np.isfinite(values)
         values = np.where(known, values, 0.0)
         logarithms = np.log(np.where(values > 0, values, 1.0))
         features = np.concatenate([values, logarithms, known.astype(float)], axis=1)
-        run = {
-            "model": "columns",
-            "weight_hash": self.fingerprint,
-            "processor": {"columns": list(self.columns)},
-            "dtype": "float32",
-            "patches": False,
-            "versions": {"voxelfm_hf": voxelfm_hf.__version__},
-        }
         summary = EmbedSummary()
         with locked(store):
-            writer = StoreWriter(store, run)
+            writer = StoreWriter(store, store_run("columns", self.fingerprint, {"columns": list(self.columns)}))
             present, rows = set(writer.ids), []
             for identifier, vector in zip(data.labels.ids, features, strict=True):
                 if identifier in present:
@@ -63,8 +47,9 @@ class ColumnsEncoder:
             if rows:
                 writer.add(rows)
         summary.added = len(rows)
-        for task in data.tasks if on_scan else ():
-            on_scan(task)  # type: ignore[misc]
+        if on_scan:
+            for task in data.tasks:
+                on_scan(task)
         return summary
 
 

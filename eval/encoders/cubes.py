@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from voxelfm_hf.hub import load
+from voxelfm_hf.eval.encoders.base import EncoderSetup
+from voxelfm_hf.features.tiles import TILED_BUDGET
+from voxelfm_hf.hub import EMBEDDED, load
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMGeometry, VoxelFMImageProcessor
 from voxelfm_hf.scan_list import Region
-from voxelfm_hf.features.tiles import TILED_BUDGET
 from voxelfm_hf.volumes import Volume
 
 
@@ -36,23 +37,14 @@ class Preparation:
     title: str
 
     @classmethod
-    def of_model(
-        cls,
-        model: str | None,
-        *,
-        region_size: int | None,
-        max_patches: int | None,
-        voxel_mm: float | None = None,
-        tile: int | None = None,
-    ) -> "Preparation":
-        """The preparation of a model; of the small model in the package by default."""
-        model = model or "tiny"
+    def of_setup(cls, setup: EncoderSetup, *, model: str | None = None) -> "Preparation":
+        """How a benchmark prepares scans like a model: that of the setup, or another one."""
+        model = model or setup.model or EMBEDDED
         network, processor = load(model)
-        processor.max_patches = max_patches or (TILED_BUDGET if tile else processor.max_patches)
-        processor.voxel_mm = voxel_mm or processor.voxel_mm
-        return cls(
-            processor, region_size or network.config.image_size, (model or "tiny").rstrip("/").rsplit("/", 1)[-1]
-        )
+        processor.max_patches = setup.max_patches or (TILED_BUDGET if setup.tile else processor.max_patches)
+        processor.voxel_mm = setup.voxel_mm or processor.voxel_mm
+        size = setup.region_size or network.config.image_size
+        return cls(processor, size, model.rstrip("/").rsplit("/", 1)[-1])
 
     @property
     def patch_size(self) -> int:

@@ -8,6 +8,7 @@ import torch
 from voxelfm_hf.eval.encoders.base import Encoded, EncoderSetup, VolumeEncoder
 from voxelfm_hf.eval.encoders.cubes import Preparation
 from voxelfm_hf.eval.encoders.peer import weights_digest
+from voxelfm_hf.hub import EMBEDDED
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMGeometry
 from voxelfm_hf.scan_list import Region
 from voxelfm_hf.volumes import Volume
@@ -94,7 +95,7 @@ class Hub2DEncoder(VolumeEncoder):
 
 
 def make(
-    setup: EncoderSetup, slices: int = 16, window_hu: tuple[float, float] = (-1000.0, 1000.0), prepare: str = "tiny"
+    setup: EncoderSetup, slices: int = 16, window_hu: tuple[float, float] = (-1000.0, 1000.0), prepare: str = EMBEDDED
 ) -> Hub2DEncoder:
     """The model of the setup.
 
@@ -106,5 +107,5 @@ def make(
     """
     if not setup.model:
         raise ModelError("hub2d needs a model: a folder or Hub repository of a vision encoder")
-    preparation = Preparation.of_model(prepare, region_size=setup.region_size, max_patches=setup.max_patches)
+    preparation = Preparation.of_setup(setup, model=prepare)
     return Hub2DEncoder(setup.model, preparation, slices=slices, window_hu=(float(window_hu[0]), float(window_hu[1])))

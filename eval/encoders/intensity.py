@@ -6,10 +6,10 @@ import numpy as np
 
 from voxelfm_hf.eval.encoders.base import Encoded, EncoderSetup, VolumeEncoder
 from voxelfm_hf.eval.encoders.cubes import Preparation
-from voxelfm_hf.eval.learned.features import histogram
 from voxelfm_hf.scan_list import Region
 from voxelfm_hf.volumes import Volume
 
+HISTOGRAM_EDGES_HU = np.linspace(-1000, 1000, 33)
 PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
 # Air, lung, fat, soft tissue, contrast and calcium, bone.
 BAND_EDGES_HU = (-950.0, -500.0, -20.0, 150.0, 400.0)
@@ -34,10 +34,19 @@ class IntensityEncoder(VolumeEncoder):
 
 
 def intensity_vector(hu: np.ndarray) -> np.ndarray:
-    """(45,): the histogram of `learned_features`, skewness, kurtosis and nine percentiles."""
+    """(45,): the histogram, skewness, kurtosis and nine percentiles."""
     deviation = (hu - hu.mean()) / max(float(hu.std()), 1e-6)
     moments = [(deviation**3).mean(), (deviation**4).mean()]
     return np.array([*histogram(hu), *moments, *np.percentile(hu, PERCENTILES)])
+
+
+def histogram(hu: np.ndarray) -> np.ndarray:
+    """(34,): the square roots of the shares of 32 bins in [-1000, 1000] HU, mean and standard deviation in HU.
+
+    Values beyond count in the outer bins; roots bring the many small shares to one scale.
+    """
+    counts, _ = np.histogram(np.clip(hu, HISTOGRAM_EDGES_HU[0], HISTOGRAM_EDGES_HU[-1]), HISTOGRAM_EDGES_HU)
+    return np.array([*np.sqrt(counts / hu.size), hu.mean(), hu.std()])
 
 
 def patch_statistics(hu: np.ndarray, patch_size: int) -> np.ndarray:
@@ -62,12 +71,4 @@ def patch_statistics(hu: np.ndarray, patch_size: int) -> np.ndarray:
 
 def make(setup: EncoderSetup) -> IntensityEncoder:
     """Statistics of the cubes that the setup's model sees."""
-    return IntensityEncoder(
-        Preparation.of_model(
-            setup.model,
-            region_size=setup.region_size,
-            max_patches=setup.max_patches,
-            voxel_mm=setup.voxel_mm,
-            tile=setup.tile,
-        )
-    )
+    return IntensityEncoder(Preparation.of_setup(setup))

@@ -65,12 +65,4 @@ def radiomics_vector(hu: np.ndarray, spacing_mm: tuple[float, ...]) -> np.ndarra
 
 def make(setup: EncoderSetup) -> RadiomicsEncoder:
     """Descriptors of the cubes that the setup's model sees."""
-    return RadiomicsEncoder(
-        Preparation.of_model(
-            setup.model,
-            region_size=setup.region_size,
-            max_patches=setup.max_patches,
-            voxel_mm=setup.voxel_mm,
-            tile=setup.tile,
-        )
-    )
+    return RadiomicsEncoder(Preparation.of_setup(setup))

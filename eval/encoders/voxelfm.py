@@ -1,14 +1,13 @@
 """VoxelFM models: a folder, a Hub repository, or "tiny"."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from voxelfm_hf.eval.datasets import BenchmarkData
-from voxelfm_hf.eval.encoders.base import EncoderSetup
+from voxelfm_hf.eval.encoders.base import EncoderSetup, OnScan
 from voxelfm_hf.eval.encoders.cubes import Preparation
-from voxelfm_hf.features import EmbedOptions, EmbedSummary, Task, embed_scans
-from voxelfm_hf.hub import resolve_model, weight_hash
+from voxelfm_hf.features import EmbedOptions, EmbedSummary, embed_scans
+from voxelfm_hf.hub import EMBEDDED, resolve_model, weight_hash
 
 
 class VoxelFMEncoder:
@@ -17,17 +16,10 @@ class VoxelFMEncoder:
     gives_patches = True
 
     def __init__(self, setup: EncoderSetup, *, folder: Path | None = None, seeded: bool = False):
-        self.folder = folder or resolve_model(setup.model or "tiny")
+        self.folder = folder or resolve_model(setup.model or EMBEDDED)
         self.seeded = seeded
         self.hash = weight_hash(self.folder)
-        preparation = Preparation.of_model(
-            str(self.folder),
-            region_size=setup.region_size,
-            max_patches=setup.max_patches,
-            voxel_mm=setup.voxel_mm,
-            tile=setup.tile,
-        )
-        preparation = replace(preparation, title="the model")
+        preparation = replace(Preparation.of_setup(setup, model=str(self.folder)), title="the model")
         self.preprocessing = preparation.sentence
         tiles = {"tile": setup.tile} if setup.tile else {}
         self.settings = {**preparation.settings(), **tiles, "dtype": setup.dtype}
@@ -45,14 +37,7 @@ class VoxelFMEncoder:
         """The weights and the preparation."""
         return f"{self.hash} {sorted(self.settings.items())}"
 
-    def fill(
-        self,
-        data: BenchmarkData,
-        store: Path,
-        *,
-        patches: bool = False,
-        on_scan: Callable[[Task], None] | None = None,
-    ) -> EmbedSummary:
+    def fill(self, data: BenchmarkData, store: Path, *, patches: bool = False, on_scan: OnScan = None) -> EmbedSummary:
         """See `Encoder.fill`."""
         return embed_scans(data.tasks, self.folder, store, replace(self.options, patches=patches), on_scan=on_scan)
 

@@ -3,7 +3,7 @@
 Frozen features of regions, of patients that pre-training has not seen, under a linear probe: the given weights against
 the same architecture at random initialisation and against intensity histograms of the same cubes.
 
-- Tasks and their fields of view: `learned_cases`. The probe and its cross-validation by patient: `linear_probe`.
+- Tasks and their fields of view: `cases`. The probe and its cross-validation by patient: `linear_probe`.
 - Readouts: the CLS vector, the mean of the patches, both (the one that counts, for all tasks), and the mean beside the
   central patch. The last is told where the thing to name lies; so is the histogram it is held against.
 - Seed s draws the folds, and the weights of the untrained model: its scores are means over initialisations.
@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from voxelfm_hf.eval.encoders.untrained import untrained_model
 from voxelfm_hf.eval.learned.cases import CaseSet, lesion_cases, nodule_cases, organ_cases
 from voxelfm_hf.eval.learned.features import (
     HISTOGRAM,
@@ -29,7 +30,6 @@ from voxelfm_hf.eval.learned.features import (
     READOUTS,
     histogram_features,
     model_features,
-    untrained_model,
 )
 from voxelfm_hf.eval.learned.linear_probe import out_of_fold
 from voxelfm_hf.eval.metrics.binary import auroc

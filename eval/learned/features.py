@@ -1,21 +1,18 @@
 """What stands for a region in the comparison: features of a model, of the same model untrained, or a HU histogram."""
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from voxelfm_hf.eval.encoders.intensity import histogram
 from voxelfm_hf.eval.learned.cases import CaseSet
 from voxelfm_hf.features import EmbedOptions, embed_scans
-from voxelfm_hf.files import written_folder
-from voxelfm_hf.hub import load, weight_hash
+from voxelfm_hf.hub import weight_hash
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMImageProcessor
 from voxelfm_hf.store import FeatureStore
 from voxelfm_hf.volumes import read_volume
 from voxelfm_hf.volumes.errors import VoxelFMError
 
-HISTOGRAM_EDGES_HU = np.linspace(-1000, 1000, 33)
 HISTOGRAM = "histogram"
 # What of a region's tokens is probed, and the histogram that is given as much: of the cube, or of the cube and of the
 # voxels of its central patch.
@@ -73,35 +70,11 @@ def centre_slices(shape: tuple[int, ...]) -> tuple[slice, ...]:
     return tuple(slice((n - 1) // 2, n // 2 + 1) for n in shape)
 
 
-def untrained_model(model: Path, out: Path, *, seed: int) -> Path:
-    """A folder with the same architecture and image processor, and weights as they are before any training.
-
-    Args:
-        model: Folder of the trained model.
-        out: Where the folder is made; one that is there already is used.
-        seed: Fixes the weights.
-    """
-    from transformers import AutoModel
-
-    network, processor = load(model, dtype=torch.float32)
-    architecture = hashlib.sha256(repr(sorted(network.config.to_diff_dict().items())).encode()).hexdigest()[:8]
-    folder = out / f"untrained-{architecture}-{seed}"
-    if not (folder / "config.json").is_file():
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            fresh = AutoModel.from_config(network.config, dtype=torch.float32)
-        with written_folder(folder) as part:
-            fresh.save_pretrained(part)
-            processor.save_pretrained(part)
-    return folder
-
-
 def histogram_features(cases: CaseSet, processor: VoxelFMImageProcessor, *, region_size: int) -> dict[str, np.ndarray]:
     """Intensity histograms of the very cubes that the models see.
 
     Returns:
-        `histogram`, (n, 34): the square roots of the shares of 32 bins in [-1000, 1000] HU (values beyond count in the
-        outer bins; roots bring the many small shares to one scale), mean and standard deviation in HU;
+        `histogram`, (n, 34): see `encoders.intensity.histogram`;
         `histogram + centre`, (n, 68): the same of the voxels of the central patch (or 8 patches) beside it.
     """
     whole, centre = {}, {}
@@ -116,9 +89,3 @@ def histogram_features(cases: CaseSet, processor: VoxelFMImageProcessor, *, regi
             centre[region.identifier] = histogram(hu[middle])
     found = [np.stack([part[identifier] for identifier in cases.identifiers]) for part in (whole, centre)]
     return {HISTOGRAM: found[0], f"{HISTOGRAM} + centre": np.hstack(found)}
-
-
-def histogram(hu: np.ndarray) -> np.ndarray:
-    """(34,) features of one cube in HU, see `histogram_features`."""
-    counts, _ = np.histogram(np.clip(hu, HISTOGRAM_EDGES_HU[0], HISTOGRAM_EDGES_HU[-1]), HISTOGRAM_EDGES_HU)
-    return np.array([*np.sqrt(counts / hu.size), hu.mean(), hu.std()])

@@ -1,12 +1,11 @@
 """Results of the learned-or-not comparison as JSON, CSV, a Markdown table and pictures."""
 
-import csv
-import json
 from pathlib import Path
 from typing import Any
 
 from voxelfm_hf.eval.learned.features import READOUT
 from voxelfm_hf.eval.metrics.catalogue import metric_title
+from voxelfm_hf.eval.result_files import write_csv, write_json
 from voxelfm_hf.files import written_file
 from voxelfm_hf.markdown import table
 
@@ -25,13 +24,9 @@ def write_results(results: dict[str, Any], out: Path) -> str:
         The Markdown.
     """
     text = results_table(results)
-    with written_file(out / "results.json") as path:
-        path.write_text(json.dumps(results, indent=1) + "\n")
-    with written_file(out / "results.csv") as path, open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(results["rows"])
-        writer.writerows({**row, "metric": f"difference of {row['metric']}"} for row in results["differences"])
+    differences = ({**row, "metric": f"difference of {row['metric']}"} for row in results["differences"])
+    write_json(out / "results.json", results)
+    write_csv(out / "results.csv", FIELDS, [*results["rows"], *differences])
     with written_file(out / "results.md") as path:
         path.write_text(text)
     with written_file(out / "results.png") as path:
@@ -72,8 +67,7 @@ def results_table(results: dict[str, Any]) -> str:
 
 def write_curve(curve: dict[str, Any], out: Path) -> str:
     """Writes curve.json, curve.md and curve.png; returns the scores as a Markdown table."""
-    with written_file(out / "curve.json") as path:
-        path.write_text(json.dumps(curve, indent=1) + "\n")
+    write_json(out / "curve.json", curve)
     with written_file(out / "curve.png") as path:
         _lines(curve).savefig(path, format="png", dpi=120)
     columns = [(task, readout) for task in curve["tasks"] for readout in curve["points"][0][task]]

@@ -8,7 +8,6 @@ OUT/ID/labels.nii.gz      segmentation: the label map on the scan's own grid
 OUT/failures.csv          what could not be answered, and why
 """
 
-import csv
 import gzip
 import hashlib
 import json
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from voxelfm_hf.eval.probes.apply import Answer, ProbeReader
+from voxelfm_hf.eval.result_files import write_csv
 from voxelfm_hf.features import Task, failure_reason
 from voxelfm_hf.files import written_file
 from voxelfm_hf.pictures import save_picture
@@ -155,14 +155,9 @@ def _write_answer(
 def _write_tables(folder: Path, identifiers: Iterable[str], failures: dict[str, str]) -> None:
     rows = [{"id": name, **_flat(facts)} for name in identifiers if (facts := _stored(folder / name)) is not None]
     columns = list(dict.fromkeys(column for row in rows for column in row)) or ["id"]
-    with written_file(folder / "predictions.csv") as part, open(part, "w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, columns)
-        table.writeheader()
-        table.writerows(rows)
-    with written_file(folder / "failures.csv") as part, open(part, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("id", "reason"))
-        writer.writerows(sorted(failures.items()))
+    write_csv(folder / "predictions.csv", columns, rows)
+    reasons = ({"id": name, "reason": reason} for name, reason in sorted(failures.items()))
+    write_csv(folder / "failures.csv", ("id", "reason"), reasons)
 
 
 def _flat(facts: dict[str, Any]) -> dict[str, Any]:

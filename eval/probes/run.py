@@ -1,7 +1,5 @@
 """From a feature store and a label table to a released probe: fit, calibrate, evaluate once on test, save."""
 
-import csv
-import json
 import os
 import platform
 import time
@@ -14,6 +12,7 @@ import numpy as np
 from voxelfm_hf.eval.labels import LabelTable
 from voxelfm_hf.eval.probes.card import ProbeFacts, write_probe_card
 from voxelfm_hf.eval.probes.plots import save_probe_plots
+from voxelfm_hf.eval.result_files import write_csv, write_json
 from voxelfm_hf.eval.tasks import load_task
 from voxelfm_hf.eval.tasks.data import TaskData
 from voxelfm_hf.files import written_folder
@@ -92,23 +91,13 @@ def save_probe(
         pictures = save_probe_plots(temporary, probe, data, predictions)
         card = write_probe_card(probe, reports, data, pictures=pictures, facts=facts)
         (temporary / "README.md").write_text(card, encoding="utf-8")
-        (temporary / "results.json").write_text(json.dumps(_plain(dict(reports)), indent=1))
+        write_json(temporary / "results.json", reports)
         if isinstance(predictions, np.ndarray):
             flat = predictions.reshape(len(predictions), -1)
-            with open(temporary / "predictions.csv", "w", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file)
-                names = data.names if len(data.names) == flat.shape[1] else range(flat.shape[1])
-                writer.writerow(["id", *(f"predicted_{name}" for name in names)])
-                for row, values in zip(data.rows("test"), flat, strict=True):
-                    writer.writerow([data.ids[row], *(f"{value:.6g}" for value in values)])
-
-
-def _plain(value: Any) -> Any:
-    """JSON without NaN: undefined numbers become null."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, (float, np.floating)):
-        return float(value) if np.isfinite(value) else None
-    return value
+            names = data.names if len(data.names) == flat.shape[1] else range(flat.shape[1])
+            fields = [f"predicted_{name}" for name in names]
+            rows = [
+                {"id": data.ids[row], **dict(zip(fields, (f"{value:.6g}" for value in values), strict=True))}
+                for row, values in zip(data.rows("test"), flat, strict=True)
+            ]
+            write_csv(temporary / "predictions.csv", ["id", *fields], rows)

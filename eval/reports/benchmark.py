@@ -10,11 +10,10 @@
     OUT/results.csv, results.md, examples.md
 
 Rows: `adapter`; `shuffled`, the same model shown the scans of other patients; `text_only`, trained with features
-shuffled between patients; `cls_only`, without patches; `probes_template`, `retrieval`, `constant` (`report_baselines`).
+shuffled between patients; `cls_only`, without patches; `probes_template`, `retrieval`, `constant` (`baselines`).
 Finished parts are kept: run it again after an interruption.
 """
 
-import csv
 import json
 import logging
 from collections.abc import Mapping
@@ -35,6 +34,7 @@ from voxelfm_hf.eval.reports.baselines import constant_report, probe_reports, re
 from voxelfm_hf.eval.reports.card import EXAMPLES, write_report_card
 from voxelfm_hf.eval.reports.page import VISIBLE_FROM, examples_page, on_one_line, results_page, terminal_table
 from voxelfm_hf.eval.reports.scores import LabelledReports, label_pairs, score_reports
+from voxelfm_hf.eval.result_files import write_csv
 from voxelfm_hf.features import EmbedOptions, Task, embed_scans
 from voxelfm_hf.files import written_file
 from voxelfm_hf.recipes import load_recipe, save_recipe, to_recipe
@@ -300,10 +300,7 @@ def _score(
                  "low": estimate.low, "high": estimate.high, "n": estimate.n, "fraction": 1.0, "seeds": 1,
                  "train_rows": len(data.rows("train")), "patients": estimate.patients, "note": estimate.note}
             )  # fmt: skip
-    with written_file(out / "results.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(out / "results.csv", COLUMNS, rows)
     page = results_page(
         title,
         rows,
