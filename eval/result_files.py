@@ -12,8 +12,16 @@ import numpy as np
 from voxelfm_hf.files import written_file
 
 
-def write_csv(path: Path, fields: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes the fields of rows; a field that a row lacks and a number that is not defined are empty cells."""
+def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], *, fields: Sequence[str] | None = None) -> None:
+    """Writes rows; a field that a row lacks and a number that is not defined are empty cells.
+
+    Args:
+        path: The file.
+        rows: Field -> value.
+        fields: The columns; by default all fields in the order in which the rows have them.
+    """
+    rows = list(rows)
+    fields = list(dict.fromkeys(name for row in rows for name in row)) if fields is None else fields
     with written_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fields)
         writer.writeheader()

@@ -13,9 +13,11 @@ from typing import Any
 
 from voxelfm_hf.cards import benchmark_card, score_table
 from voxelfm_hf.command import one_sentence_errors
-from voxelfm_hf.eval.benchmark.figures import MACRO, FinishedBenchmark, draw_task
+from voxelfm_hf.eval.benchmark.figures import draw_task
+from voxelfm_hf.eval.benchmark.finished import FinishedBenchmark
 from voxelfm_hf.eval.benchmark.pictures import draw_pictures
 from voxelfm_hf.eval.datasets import BenchmarkData, load_dataset
+from voxelfm_hf.eval.metrics.measure import MACRO
 from voxelfm_hf.files import written_file
 from voxelfm_hf.markdown import cell
 

@@ -7,7 +7,6 @@ of a fine-tuning; beside them what `columns` of the task's file gives.
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -158,8 +157,3 @@ def _column(value: Any, count: int) -> Any:
     if isinstance(value, (str, int, float, np.number)):
         return [value] * count
     return value
-
-
-def label_map_path(folder: Path, identifier: str) -> Path:
-    """Where the predicted label map of a scan lies below the folder of its cell."""
-    return folder / "maps" / f"{identifier.replace('/', '_')}.nii.gz"

@@ -10,6 +10,12 @@ from voxelfm_hf.eval.statistics.bootstrap import paired_bootstrap
 from voxelfm_hf.eval.statistics.delong import delong_test
 from voxelfm_hf.eval.statistics.estimates import Comparison, holm
 
+# Columns of comparisons.csv.
+FIELDS = (
+    *("first", "second", "task", "target", "metric"),
+    *("difference", "low", "high", "p_value", "p_holm", "n", "test", "note"),
+)
+
 
 def compare_samples(first: Sample, second: Sample, *, replicates: int) -> tuple[Comparison, str]:
     """First minus second on the main metric, on the rows of both.

@@ -1,19 +1,12 @@
-"""Figures of a finished benchmark, drawn from its folder: results.json and the kept predictions of the first seed."""
+"""Figures of a finished benchmark, drawn from its folder."""
 
-import json
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from voxelfm_hf.eval.benchmark.grid import slug
+from voxelfm_hf.eval.benchmark.finished import FinishedBenchmark
+from voxelfm_hf.eval.benchmark.folder import slug
+from voxelfm_hf.eval.metrics.measure import MACRO
 from voxelfm_hf.eval.plots.agreement import Measured, save_agreement
 from voxelfm_hf.eval.plots.dice_boxes import save_dice_boxes
 from voxelfm_hf.eval.plots.error_curve import save_error_curve
@@ -23,83 +16,13 @@ from voxelfm_hf.eval.plots.label_efficiency import save_label_efficiency
 from voxelfm_hf.eval.plots.reliability import save_reliability
 from voxelfm_hf.eval.plots.roc import Scored, save_roc
 from voxelfm_hf.eval.statistics.survival_curves import risk_groups
-from voxelfm_hf.volumes.errors import RecipeError
 
 FOLDER = "plots"
-MACRO = "macro"
 # As many as there are looks; every score is in results.csv.
 MAX_CURVES = 8
 # Two have room for the intervals of their bins.
 MAX_RELIABILITY = 2
 FIRST_SEED = "the fits of the first seed"
-
-
-@dataclass(frozen=True)
-class FinishedBenchmark:
-    """The folder of a benchmark, opened for reading.
-
-    Args:
-        folder: With results.json.
-    """
-
-    folder: Path
-
-    @cached_property
-    def facts(self) -> dict[str, Any]:
-        """results.json."""
-        try:
-            return json.loads((self.folder / "results.json").read_text())
-        except (OSError, ValueError):
-            raise RecipeError(
-                f"{self.folder} holds no results.json of a benchmark: make one with `voxelfm benchmark`"
-            ) from None
-
-    def families(self) -> dict[str, str]:
-        """Task -> family, in the order of the recipe."""
-        return {row["task"]: row["family"] for row in self.facts["rows"]}
-
-    def options(self, task: str) -> dict[str, Any]:
-        """The read options of a task in the recipe."""
-        tasks: list[dict[str, Any]] = self.facts["recipe"]["tasks"]
-        return next((entry["read"] for entry in tasks if task == (entry["name"] or entry["task"])), {})
-
-    def main_rows(self, task: str, *, whole: bool = True) -> list[dict[str, Any]]:
-        """Rows of the main metric of a task; by default at all labels only."""
-        rows = [row for row in self.facts["rows"] if row["task"] == task and row["main"]]
-        largest = max((row["fraction"] for row in rows), default=1.0)
-        return [row for row in rows if not whole or row["fraction"] == largest]
-
-    def encoders(self, task: str, *, references: bool = False) -> list[str]:
-        """Encoders that were scored on a task; ceiling and floor only if asked for."""
-        rows = self.main_rows(task)
-        return list(dict.fromkeys(r["encoder"] for r in rows if references or r["kind"] != "reference"))
-
-    def predictions(self, encoder: str, task: str) -> pa.Table | None:
-        """Predictions of the first seed at all labels; None without a fit."""
-        for path in sorted(
-            (self.folder / "predictions" / slug(encoder) / slug(task)).glob("seed-*.parquet"), key=_seed
-        ):
-            table = pq.read_table(path)
-            if not table.num_rows or "fraction" not in table.column_names:
-                continue
-            table = table.filter(pc.equal(table["fraction"], pc.max(table["fraction"])))
-            return table.filter(pc.equal(table["note"], ""))
-        return None
-
-    def by_target(self, encoder: str, task: str) -> dict[str, dict[str, np.ndarray]]:
-        """Target -> column -> values of those predictions."""
-        table = self.predictions(encoder, task)
-        if table is None:
-            return {}
-        return {
-            target: {
-                name: np.array(part[name].to_pylist())
-                for part in [table.filter(pc.equal(table["target"], target))]
-                for name in part.column_names
-                if part[name].null_count < part.num_rows and not pa.types.is_list(part[name].type)
-            }
-            for target in dict.fromkeys(table["target"].to_pylist())
-        }
 
 
 def draw_task(benchmark: FinishedBenchmark, task: str) -> dict[str, str]:
@@ -211,11 +134,6 @@ def _segmentation(benchmark: FinishedBenchmark, task: str) -> dict[str, str]:
     name = f"{FOLDER}/dice-{slug(task)}.png"
     save_dice_boxes(benchmark.folder / name, scores)
     return {name: f"Dice of each test scan where the class is annotated, {FIRST_SEED}."}
-
-
-def _seed(path: Path) -> float:
-    text = path.stem.removeprefix("seed-")
-    return int(text) if text.isdigit() else math.inf
 
 
 _FIGURES = {

@@ -1,13 +1,12 @@
 """Pictures of scans from a finished benchmark: nearest neighbours, predicted label maps and points over the scan."""
 
-from pathlib import Path
-
 import numpy as np
 
-from voxelfm_hf.eval.benchmark.cells import label_map_path
-from voxelfm_hf.eval.benchmark.figures import FIRST_SEED, FOLDER, MACRO, FinishedBenchmark
-from voxelfm_hf.eval.benchmark.grid import slug
+from voxelfm_hf.eval.benchmark.figures import FIRST_SEED, FOLDER
+from voxelfm_hf.eval.benchmark.finished import FinishedBenchmark
+from voxelfm_hf.eval.benchmark.folder import label_map_path, slug
 from voxelfm_hf.eval.datasets import BenchmarkData
+from voxelfm_hf.eval.metrics.measure import MACRO
 from voxelfm_hf.eval.plots.overlays import save_localization_overlay, save_segmentation_overlay
 from voxelfm_hf.eval.plots.retrieval_sheet import Shown, save_retrieval_sheet
 from voxelfm_hf.eval.tasks.segmentation import MASK_COLUMNS, read_mask
@@ -69,8 +68,7 @@ def _maps(benchmark: FinishedBenchmark, task: str, encoder: str, data: Benchmark
     if found is None or column is None:
         return {}
     identifier = _middle(found["id"], found["dice"].astype(float))
-    folder = benchmark.folder / "predictions" / slug(encoder) / slug(task)
-    path = Path(label_map_path(folder, identifier))
+    path = label_map_path(benchmark.folder, encoder, task, identifier)
     mask_file = data.folder / str(data.labels.column(column)[data.labels.ids.index(identifier)])
     if not path.is_file():
         return {}

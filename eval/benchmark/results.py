@@ -4,13 +4,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from voxelfm_hf.eval.benchmark.compare import compare_encoders
-from voxelfm_hf.eval.benchmark.grid import BenchmarkRun
+from voxelfm_hf.eval.benchmark.entrants import BenchmarkRun
 from voxelfm_hf.eval.benchmark.recipe import TaskRecipe
-from voxelfm_hf.eval.benchmark.scores import COSTS, MACRO, Sample, estimate_macro, estimate_sample, make_samples
+from voxelfm_hf.eval.benchmark.scores import COSTS, Sample, estimate_macro, estimate_sample, make_samples
 from voxelfm_hf.eval.labels import LabelTable
+from voxelfm_hf.eval.metrics.measure import MACRO
 from voxelfm_hf.eval.metrics.scoring import by_subgroup
 from voxelfm_hf.eval.statistics.estimates import Estimate
 from voxelfm_hf.eval.tasks.data import subgroup_levels
+
+# Columns of subgroups.csv.
+SUBGROUP_FIELDS = ("encoder", "task", "target", "metric", "column", "level", "value", "low", "high", "n", "note")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,39 +50,42 @@ def score_benchmark(run: BenchmarkRun) -> Results:
                 continue
             found = make_samples(tables, task)
             head = {"encoder": name, "task": task.title}
-            tail = {"family": task.task, "head": task.probe_head, "kind": entrant.kind}
+            about = {"family": task.task, "head": task.probe_head, "kind": entrant.kind}
             for (target, fraction), sample in found.items():
                 samples[name, task.title, target, fraction] = sample
                 for metric in [*sample.judged.measures] if fraction == whole else [sample.main_metric]:
                     estimate = estimate_sample(sample, metric, replicates=replicates)
-                    rows.append(
-                        {**_row({**head, "target": target, "metric": metric}, sample, fraction, estimate), **tail}
-                    )
+                    named = {**head, "target": target, "metric": metric}
+                    rows.append(_row(named, about, sample, fraction, estimate))
                 if fraction == whole and run.labels is not None and entrant.kind != "reference":
                     subgroups += [{**head, "target": target, **row} for row in _subgroups(run, sample)]
-            rows += [{**row, **tail} for row in _macro_rows(head, task, found, replicates)]
+            rows += _macro_rows(head, about, task, found, replicates)
     return Results(rows, subgroups, _compared(run, samples), samples)
 
 
-def _row(head: dict[str, Any], sample: Sample, fraction: float, estimate: Estimate) -> dict[str, Any]:
+def _row(
+    named: dict[str, Any], about: dict[str, Any], sample: Sample, fraction: float, estimate: Estimate
+) -> dict[str, Any]:
+    """A row of results.csv; its keys are the columns."""
     return {
-        **head,
+        **named,
         "value": estimate.value,
         "low": estimate.low,
         "high": estimate.high,
         "n": estimate.n,
         "fraction": fraction,
         "seeds": len(sample.seeds),
+        **about,
         "train_rows": sample.train_rows,
         "patients": estimate.patients,
-        "main": head["metric"] == sample.main_metric,
+        "main": named["metric"] == sample.main_metric,
         "note": estimate.note or sample.note,
         **{name: sample.cost.get(name) for name in COSTS},
     }
 
 
 def _macro_rows(
-    head: dict[str, Any], task: TaskRecipe, found: dict[tuple, Sample], replicates: int
+    head: dict[str, Any], about: dict[str, Any], task: TaskRecipe, found: dict[tuple, Sample], replicates: int
 ) -> list[dict[str, Any]]:
     """The main metric as a mean over targets, a row for each fraction; n counts the targets."""
     targets = {target for target, _ in found}
@@ -90,7 +97,7 @@ def _macro_rows(
         estimate = estimate_macro(parts, replicates=replicates)
         first = next((sample for sample in parts if sample.seeds), parts[0])
         named = {**head, "target": MACRO, "metric": first.main_metric}
-        rows.append(_row(named, first, fraction, estimate))
+        rows.append(_row(named, about, first, fraction, estimate))
     return rows
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 from voxelfm_hf.eval.benchmark.card import write_report
-from voxelfm_hf.eval.benchmark.grid import Progress, run_benchmark
+from voxelfm_hf.eval.benchmark.entrants import Progress
+from voxelfm_hf.eval.benchmark.grid import run_benchmark
 from voxelfm_hf.eval.benchmark.recipe import BenchmarkRecipe, read_recipe
 from voxelfm_hf.eval.benchmark.results import Results, score_benchmark
 from voxelfm_hf.eval.benchmark.tables import main_table, write_benchmark

@@ -17,7 +17,6 @@ from voxelfm_hf.eval.statistics.bootstrap import bootstrap
 from voxelfm_hf.eval.statistics.estimates import Estimate, undefined
 from voxelfm_hf.eval.tasks.kept import Judged, kept_column
 
-MACRO = "macro"
 # Columns of a fine-tuning's predictions, and of its rows in results.csv.
 COSTS = ("seconds", "peak_memory_mb", "trainable_parameters")
 

@@ -6,23 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from voxelfm_hf.eval.benchmark.grid import BenchmarkRun, failure_rows
-from voxelfm_hf.eval.benchmark.results import Results
-from voxelfm_hf.eval.benchmark.scores import COSTS, MACRO
+from voxelfm_hf.eval.benchmark import compare
+from voxelfm_hf.eval.benchmark.entrants import BenchmarkRun
+from voxelfm_hf.eval.benchmark.results import SUBGROUP_FIELDS, Results
 from voxelfm_hf.eval.metrics.catalogue import is_error, metric_title
+from voxelfm_hf.eval.metrics.measure import MACRO
 from voxelfm_hf.eval.result_files import write_csv, write_json
 from voxelfm_hf.files import written_file
 from voxelfm_hf.markdown import table
 from voxelfm_hf.recipes import save_recipe, to_values
 
-RESULT_FIELDS = ("encoder", "task", "target", "metric", "value", "low", "high", "n", "fraction", "seeds")
-MORE_FIELDS = ("family", "head", "kind", "train_rows", "patients", "main", "note", *COSTS)
-COMPARISON_FIELDS = (
-    *("first", "second", "task", "target", "metric"),
-    *("difference", "low", "high", "p_value", "p_holm", "n", "test", "note"),
-)
-SUBGROUP_FIELDS = ("encoder", "task", "target", "metric", "column", "level", "value", "low", "high", "n", "note")
-ENCODER_FIELDS = ("encoder", "kind", "preprocessing", "rows", "seconds_embedding", "seconds_fitting", "failed")
 CONSTANT = "mean_position_error_mm"
 
 
@@ -38,14 +31,16 @@ def write_benchmark(run: BenchmarkRun, results: Results, out: Path) -> str:
         The Markdown.
     """
     encoders = encoder_rows(run)
-    failures = failure_rows(run.failures)
+    failures = [
+        {"encoder": encoder, "what": what, "reason": reason} for (encoder, what), reason in run.failures.items()
+    ]
     text = results_markdown(run, results)
     save_recipe(run.recipe, out / "recipe.yaml")
-    write_csv(out / "results.csv", (*RESULT_FIELDS, *MORE_FIELDS), results.rows)
-    write_csv(out / "comparisons.csv", COMPARISON_FIELDS, results.comparisons)
-    write_csv(out / "subgroups.csv", SUBGROUP_FIELDS, results.subgroups)
-    write_csv(out / "encoders.csv", ENCODER_FIELDS, encoders)
-    write_csv(out / "failures.csv", ("encoder", "what", "reason"), failures)
+    write_csv(out / "results.csv", results.rows)
+    write_csv(out / "comparisons.csv", results.comparisons, fields=compare.FIELDS)
+    write_csv(out / "subgroups.csv", results.subgroups, fields=SUBGROUP_FIELDS)
+    write_csv(out / "encoders.csv", encoders)
+    write_csv(out / "failures.csv", failures, fields=("encoder", "what", "reason"))
     everything = {
         "title": run.recipe.title,
         "recipe": to_values(run.recipe),

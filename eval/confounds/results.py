@@ -26,7 +26,9 @@ def write_confounds(folder: str | Path, found: Confounds, *, encoder: str, run: 
         The Markdown file.
     """
     folder = Path(folder)
-    write_csv(folder / "confounds.csv", ("encoder", *FIELDS), ({"encoder": encoder, **row} for row in found.rows))
+    write_csv(
+        folder / "confounds.csv", ({"encoder": encoder, **row} for row in found.rows), fields=("encoder", *FIELDS)
+    )
     facts = {"encoder": encoder, "weight_hash": run.get("weight_hash"), "rows": found.rows, "notes": found.notes}
     write_json(folder / "confounds.json", facts)
     save_confounds(folder / "confounds.png", found.rows, encoder=encoder)

@@ -26,7 +26,7 @@ def write_results(results: dict[str, Any], out: Path) -> str:
     text = results_table(results)
     differences = ({**row, "metric": f"difference of {row['metric']}"} for row in results["differences"])
     write_json(out / "results.json", results)
-    write_csv(out / "results.csv", FIELDS, [*results["rows"], *differences])
+    write_csv(out / "results.csv", [*results["rows"], *differences], fields=FIELDS)
     with written_file(out / "results.md") as path:
         path.write_text(text)
     with written_file(out / "results.png") as path:

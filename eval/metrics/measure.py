@@ -8,6 +8,8 @@ import numpy as np
 from voxelfm_hf.eval.metrics.ranks import checked_weights, ratio
 
 Metric = Callable[..., np.ndarray]
+# Target of what is a mean over targets or classes.
+MACRO = "macro"
 
 
 @dataclass(frozen=True)

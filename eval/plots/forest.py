@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from voxelfm_hf.eval.metrics.catalogue import chance_of, metric_title
+from voxelfm_hf.eval.metrics.measure import MACRO
 from voxelfm_hf.eval.plots.style import (
     INK,
     TEXT_SIZE,
@@ -57,7 +58,7 @@ def save_forest(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> Path:
             axis.axvline(chance, color=INK, linewidth=0.9, linestyle=":")
         counts = sorted({int(float(row["n"])) for row in inside if row.get("n") not in (None, "")})
         # The macro mean of a label map is taken scan by scan.
-        what = "targets" if target == "macro" and inside[0].get("family") != "segmentation" else "n"
+        what = "targets" if target == MACRO and inside[0].get("family") != "segmentation" else "n"
         n = f", {what} {counts[0]}" if len(counts) == 1 else f", {what} {counts[0]} to {counts[-1]}" if counts else ""
         title(axis, f"{task}: {target}{n}" if str(task) != str(target) else f"{task}{n}")
         labels(axis, metric_title(metric), "")

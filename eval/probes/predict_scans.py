@@ -154,10 +154,9 @@ def _write_answer(
 
 def _write_tables(folder: Path, identifiers: Iterable[str], failures: dict[str, str]) -> None:
     rows = [{"id": name, **_flat(facts)} for name in identifiers if (facts := _stored(folder / name)) is not None]
-    columns = list(dict.fromkeys(column for row in rows for column in row)) or ["id"]
-    write_csv(folder / "predictions.csv", columns, rows)
+    write_csv(folder / "predictions.csv", rows, fields=None if rows else ("id",))
     reasons = ({"id": name, "reason": reason} for name, reason in sorted(failures.items()))
-    write_csv(folder / "failures.csv", ("id", "reason"), reasons)
+    write_csv(folder / "failures.csv", reasons, fields=("id", "reason"))
 
 
 def _flat(facts: dict[str, Any]) -> dict[str, Any]:

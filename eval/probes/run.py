@@ -100,4 +100,4 @@ def save_probe(
                 {"id": data.ids[row], **dict(zip(fields, (f"{value:.6g}" for value in values), strict=True))}
                 for row, values in zip(data.rows("test"), flat, strict=True)
             ]
-            write_csv(temporary / "predictions.csv", ["id", *fields], rows)
+            write_csv(temporary / "predictions.csv", rows, fields=("id", *fields))

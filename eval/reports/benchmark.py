@@ -54,8 +54,6 @@ ROWS = ("adapter", "shuffled", "text_only", "cls_only", "probes_template", "retr
 TASK = "report"
 _VISIBLE_FILE = "visible.json"
 _EXAMPLES = 6  # in examples.md
-COLUMNS = ("encoder", "task", "target", "metric", "value", "low", "high", "n", "fraction", "seeds", "train_rows",
-           "patients", "note")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -300,7 +298,7 @@ def _score(
                  "low": estimate.low, "high": estimate.high, "n": estimate.n, "fraction": 1.0, "seeds": 1,
                  "train_rows": len(data.rows("train")), "patients": estimate.patients, "note": estimate.note}
             )  # fmt: skip
-    write_csv(out / "results.csv", COLUMNS, rows)
+    write_csv(out / "results.csv", rows)
     page = results_page(
         title,
         rows,

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from voxelfm_hf.eval.labeller import FINDINGS
-from voxelfm_hf.eval.reports.scores import MACRO, VISIBLE, LabelledReports, compare_reports
+from voxelfm_hf.eval.metrics.measure import MACRO
+from voxelfm_hf.eval.reports.scores import VISIBLE, LabelledReports, compare_reports
 from voxelfm_hf.markdown import table
 
 # A finding whose probe has at least this AUROC on the validation scans counts as visible in the features.

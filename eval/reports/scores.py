@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from voxelfm_hf.eval.labeller import FINDINGS, label_report
+from voxelfm_hf.eval.metrics.measure import MACRO
 from voxelfm_hf.eval.metrics.text import bleu_counts, corpus_bleu, meteor, rouge_l, words
 from voxelfm_hf.eval.statistics.bootstrap import bootstrap, paired_bootstrap
 from voxelfm_hf.eval.statistics.estimates import Comparison, Estimate
 
-MACRO = "macro"
 # The same over the findings that a probe sees in the features.
 VISIBLE = "visible"
 # A finding in fewer reference reports is not scored by itself and not part of the macro mean.

@@ -9,6 +9,7 @@ import torch
 
 from voxelfm_hf.eval.labels import LabelTable, binary_target, class_target
 from voxelfm_hf.eval.metrics import binary, multiclass
+from voxelfm_hf.eval.metrics.measure import MACRO
 from voxelfm_hf.eval.metrics.scoring import metric_report
 from voxelfm_hf.eval.tasks.data import TaskData, open_data
 from voxelfm_hf.eval.tasks.fitting import FitOptions, fit_columns, probe_outputs
@@ -144,7 +145,7 @@ def evaluate(
         measures = binary.measures(threshold=0.5 if thresholds is None else thresholds[i])
         reports[name] = metric_report(measures, labels[:, i], predictions[:, i], subgroups=subgroups, **settings)
     if len(data.names) > 1:
-        reports["macro"] = _macro(reports)
+        reports[MACRO] = _macro(reports)
     return reports
 
 

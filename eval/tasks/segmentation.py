@@ -10,6 +10,7 @@ import torch
 
 from voxelfm_hf.eval.labels import LabelTable
 from voxelfm_hf.eval.metrics.catalogue import find_measure
+from voxelfm_hf.eval.metrics.measure import MACRO
 from voxelfm_hf.eval.metrics.scoring import per_row_report
 from voxelfm_hf.eval.metrics.segmentation import segmentation_scores
 from voxelfm_hf.eval.tasks.data import TaskData, open_data
@@ -188,7 +189,7 @@ def columns(
     metrics = METRICS if surfaces else METRICS[:1]
     return [
         {**row_names(data, rows), "target": name, **{metric: scores[f"{metric}_{name}"] for metric in metrics}}
-        for name in (*data.names[1:], "macro")
+        for name in (*data.names[1:], MACRO)
     ]
 
 

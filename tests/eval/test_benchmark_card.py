@@ -8,7 +8,7 @@ from huggingface_hub import DatasetCard
 from sklearn.metrics import roc_auc_score
 
 from voxelfm_hf.eval.benchmark.card import write_report
-from voxelfm_hf.eval.benchmark.figures import FinishedBenchmark
+from voxelfm_hf.eval.benchmark.finished import FinishedBenchmark
 from voxelfm_hf.eval.benchmark.grid import run_benchmark
 from voxelfm_hf.eval.benchmark.recipe import BenchmarkRecipe
 from voxelfm_hf.eval.benchmark.results import score_benchmark

@@ -3,7 +3,8 @@
 import datasets
 
 from voxelfm_hf.eval.metrics import loadable
-from voxelfm_hf.eval.reports.scores import MACRO, label_pairs, score_reports
+from voxelfm_hf.eval.metrics.measure import MACRO
+from voxelfm_hf.eval.reports.scores import label_pairs, score_reports
 
 
 class CTReport(loadable.LoadableMetric):
