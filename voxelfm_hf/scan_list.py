@@ -111,6 +111,22 @@ def read_regions(path: str | Path, scans: Sequence[Scan]) -> dict[Scan, list[Reg
     return regions
 
 
+def list_tasks(inputs: Sequence[str | Path], *, regions: str | Path | None = None) -> list[Task]:
+    """The scans of the inputs, or with a CSV of regions those that it names, with their regions.
+
+    Args:
+        inputs: As in `list_scans`.
+        regions: As in `read_regions`.
+
+    Raises:
+        ScanError, LabelError: as in these two.
+    """
+    scans = list_scans(inputs)
+    if regions is None:
+        return [Task(scan) for scan in scans]
+    return [Task(scan, tuple(cubes)) for scan, cubes in read_regions(regions, scans).items()]
+
+
 def _read_list(path: Path) -> list[Scan]:
     scans = []
     for _, row in _csv_rows(path, ("path",)):

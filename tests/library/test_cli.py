@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -168,3 +169,11 @@ def test_probe_fits_and_answers_from_a_file(small_model, tmp_path):
     assert "gone.nii" in (tmp_path / "answers" / "failures.csv").read_text()
     wrong = voxelfm("probe", store, tmp_path / "labels.csv", "--task", "nonsense", "--out", tmp_path / "x")
     assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
+
+
+def test_reports_of_scans_of_one_name_do_not_overwrite_each_other(scan_folder, tmp_path):
+    (tmp_path / "other").mkdir()
+    shutil.copytree(scan_folder / "series", tmp_path / "other" / "series")
+    same = (scan_folder / "series", tmp_path / "other" / "series")
+    done = voxelfm("report", *same, "--model", tmp_path / "none", "--out", tmp_path / "written")
+    assert done.returncode == 2 and "same name" in done.stderr and not (tmp_path / "written").exists()

@@ -35,7 +35,7 @@ def demo(
     from voxelfm_hf.demo import run_demo
 
     quiet_libraries()
-    run_demo(out, seed=seed, say=lambda text: console.print(text, highlight=False, soft_wrap=True))
+    run_demo(out, seed=seed, say=lambda text: console.print(text))
 
 
 main = one_sentence_errors(app)

@@ -1,4 +1,4 @@
-"""What the subcommands of `voxelfm` share: the app, options, consoles, progress and the report of failures."""
+"""What the subcommands of `voxelfm` share: the app, consoles, progress and the report of failures."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,8 +7,7 @@ import typer
 from rich.console import Console
 
 from voxelfm_hf import __version__
-from voxelfm_hf.command import EXIT_PARTLY_FAILED
-from voxelfm_hf.volumes.errors import ScanError
+from voxelfm_hf.command import EXIT_BAD_INPUT, EXIT_PARTLY_FAILED
 
 app = typer.Typer(
     name="voxelfm",
@@ -19,17 +18,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-console = Console()
-errors = Console(stderr=True)
-
-ModelOption = Annotated[
-    str, typer.Option("--model", "-m", help="Model folder or Hub id; tiny is the small model inside the package.")
-]
-AssumeHU = Annotated[bool, typer.Option("--assume-hu", help="Take the values as HU even if they do not look like it.")]
-Series = Annotated[int | None, typer.Option(help="Series of a DICOM folder, by the number that `voxelfm info` lists.")]
-Spacing = Annotated[
-    str | None, typer.Option(help="Voxel size z,y,x in mm of .npy files that have no sidecar, for example 2.5,0.7,0.7.")
-]
+# Paths and sentences stay on one line, for those who copy them.
+console = Console(highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False)
 
 FAILURES_SHOWN = 20
 
@@ -39,16 +30,6 @@ def plain(text: object) -> str:
     from rich.markup import escape
 
     return escape(str(text))
-
-
-def parse_spacing(text: str | None) -> tuple[float, float, float] | None:
-    if text is None:
-        return None
-    try:
-        z, y, x = (float(part) for part in text.split(","))
-    except ValueError:
-        raise ScanError(f"--spacing takes three numbers z,y,x in mm, for example 2.5,0.7,0.7, got {text}") from None
-    return z, y, x
 
 
 def quiet_libraries() -> None:
@@ -84,14 +65,25 @@ def advance(progress, unit: str, *, done: int | None = None, total: int | None =
     progress.update(task.id, completed=completed, total=total or task.total, rate=f"{rate:.2g} {unit}")
 
 
+def say_failed(reason: str) -> None:
+    """One line for a scan of a batch that failed."""
+    errors.print(f"[red]failed:[/] {plain(reason)}", soft_wrap=True)
+
+
+def end_batch(*, failed: int, done: int) -> None:
+    """Ends the command: 3 when part of a batch failed, 2 when all of it did."""
+    if failed:
+        raise typer.Exit(EXIT_PARTLY_FAILED if done else EXIT_BAD_INPUT)
+
+
 def report_failures(failures: dict[str, str], where: Path) -> None:
+    """Says the first failures and where all of them are listed, and ends the command with 3."""
     if not failures:
         return
     for identifier, reason in list(failures.items())[:FAILURES_SHOWN]:
-        named = reason if identifier in reason else f"{identifier}: {reason}"
-        errors.print(f"[red]failed:[/] {plain(named)}", highlight=False, soft_wrap=True)
+        say_failed(reason if identifier in reason else f"{identifier}: {reason}")
     if len(failures) > FAILURES_SHOWN:
-        errors.print(f"and {len(failures) - FAILURES_SHOWN} more, all in {plain(where)}", highlight=False)
+        errors.print(f"and {len(failures) - FAILURES_SHOWN} more, all in {plain(where)}", soft_wrap=True)
     raise typer.Exit(EXIT_PARTLY_FAILED)
 
 

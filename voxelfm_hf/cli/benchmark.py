@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from voxelfm_hf.cli.app import advance, app, console, errors, plain, progress_bar, quiet_libraries
+from voxelfm_hf.cli.app import advance, app, console, plain, progress_bar, quiet_libraries, say_failed
 from voxelfm_hf.command import EXIT_PARTLY_FAILED
 
 
@@ -36,9 +36,9 @@ def benchmark(
 
         finished = run_recipe(recipe, data=data, out=out, quick=quick, progress=progress)
     for table in finished.tables:
-        console.print(table)
-    console.print(f"{plain(out)}/results.md", highlight=False, soft_wrap=True)
+        console.print(table, soft_wrap=False)
+    console.print(f"{plain(out)}/results.md")
+    for sentence in finished.failures:
+        say_failed(sentence)
     if finished.failures:
-        for sentence in finished.failures:
-            errors.print(f"[red]failed:[/] {plain(sentence)}", highlight=False, soft_wrap=True)
         raise typer.Exit(EXIT_PARTLY_FAILED)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from voxelfm_hf.cli.app import app, console, plain, quiet_libraries
+from voxelfm_hf.cli.options import IdColumn
 
 
 @app.command()
@@ -29,7 +30,7 @@ def confounds(
     target: Annotated[
         list[str] | None, typer.Option(help="Column with 0 and 1, or numbers, of a task; may be repeated.")
     ] = None,
-    id_column: Annotated[str | None, typer.Option(help="Column that names the scan as the store does.")] = None,
+    id_column: IdColumn = None,
     allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Leave labels without features out.")] = False,
     replicates: Annotated[int, typer.Option(help="Bootstrap replicates of the intervals.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of folds, splits and probes.")] = 0,
@@ -68,5 +69,5 @@ def confounds(
         seed=seed,
     )
     path = write_confounds(out, found, encoder=str(opened.run.get("model") or store.name), run=opened.run)
-    console.print(path.read_text(encoding="utf-8"), highlight=False, markup=False, soft_wrap=True)
-    console.print(f"{plain(out)}/confounds.png", highlight=False, soft_wrap=True)
+    console.print(path.read_text(encoding="utf-8"), markup=False)
+    console.print(f"{plain(out)}/confounds.png")

@@ -5,17 +5,8 @@ from typing import Annotated
 
 import typer
 
-from voxelfm_hf.cli.app import (
-    AssumeHU,
-    ModelOption,
-    advance,
-    app,
-    console,
-    plain,
-    progress_bar,
-    quiet_libraries,
-    report_failures,
-)
+from voxelfm_hf.cli.app import advance, app, console, plain, progress_bar, quiet_libraries, report_failures
+from voxelfm_hf.cli.options import AssumeHU, ModelOption
 from voxelfm_hf.hub import EMBEDDED
 
 
@@ -60,8 +51,7 @@ def prepare(
         )
     console.print(
         f"{summary.scans} scans ({summary.new} new) in {summary.shards} shards, {len(summary.duplicates)} repeated, "
-        f"{len(summary.failed)} failed: {plain(out)}",
-        highlight=False,
+        f"{len(summary.failed)} failed: {plain(out)}"
     )
     report_failures(summary.failed, out / "failures.csv")
 
@@ -93,7 +83,7 @@ def describe(
             max_scans=max_scans,
             progress=lambda done, total: advance(progress, "scans/s", done=done, total=total),
         )
-    console.print(f"card, description.json and pictures: {plain(out or data)}", highlight=False)
+    console.print(f"card, description.json and pictures: {plain(out or data)}")
     if facts.get("distance"):
         console.print_json(data=facts["distance"])
 
@@ -114,9 +104,9 @@ def label(
     from voxelfm_hf.eval.labeller.tables import label_csv
 
     summary = label_csv(reports, out, columns=column, id_column=id_column)
-    console.print(f"{summary.reports} reports ({summary.empty} empty): {plain(out)}", highlight=False)
+    console.print(f"{summary.reports} reports ({summary.empty} empty): {plain(out)}")
     for finding, count in summary.positives.items():
-        console.print(f"  {count:6d}  {finding}", highlight=False)
+        console.print(f"  {count:6d}  {finding}")
 
 
 @app.command()
@@ -133,4 +123,4 @@ def convert(
 
     quiet_libraries()
     folder = convert_checkpoint(checkpoint, config, out)
-    console.print(f"{plain(folder)}: AutoModel.from_pretrained loads it", highlight=False, soft_wrap=True)
+    console.print(f"{plain(folder)}: AutoModel.from_pretrained loads it")

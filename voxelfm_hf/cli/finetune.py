@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from voxelfm_hf.cli.app import ModelOption, app, console, errors, plain, quiet_libraries
+from voxelfm_hf.cli.app import app, console, errors, plain, quiet_libraries
+from voxelfm_hf.cli.options import IdColumn, Inputs, MaxPatches, ModelOption, Regions, RegionSize, tasks_of
 from voxelfm_hf.cli.task import (
     Classes,
     Event,
@@ -15,8 +16,10 @@ from voxelfm_hf.cli.task import (
     Seed,
     Target,
     Time,
+    estimate_text,
     reading_options,
 )
+from voxelfm_hf.hub import EMBEDDED
 
 
 @app.command()
@@ -26,13 +29,9 @@ def finetune(
     ],
     task: Annotated[str, typer.Option(help="classification, regression, survival, localization or segmentation.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the result; an interrupted run goes on there.")],
-    inputs: Annotated[
-        list[Path] | None, typer.Argument(help="Scans, folders or CSV lists, as for embed.", metavar="INPUT…")
-    ] = None,
-    regions: Annotated[
-        Path | None, typer.Option(help="CSV of cubes (scan, x, y, z, edge_mm) in place of whole scans.")
-    ] = None,
-    model: ModelOption = "tiny",
+    inputs: Inputs = None,
+    regions: Regions = None,
+    model: ModelOption = EMBEDDED,
     mode: Annotated[str, typer.Option(help="lora, last_1, last_2, … (blocks), or full.")] = "lora",
     target: Target = None,
     head: Annotated[str | None, typer.Option(help="linear, mlp or pooler (over patches).")] = None,
@@ -42,9 +41,9 @@ def finetune(
     classes: Classes = None,
     masks: Masks = None,
     mask_folder: MaskFolder = None,
-    id_column: Annotated[str | None, typer.Option(help="Column that names the scan as the inputs do.")] = None,
-    max_patches: Annotated[int | None, typer.Option(min=1, help="Patch budget of a whole scan.")] = None,
-    region_size: Annotated[int | None, typer.Option(min=1, help="Voxels along a region's edge.")] = None,
+    id_column: IdColumn = None,
+    max_patches: MaxPatches = None,
+    region_size: RegionSize = None,
     change: Annotated[
         list[str] | None,
         typer.Option("--set", help="How to train, FIELD=VALUE, may be repeated: epochs=10, lora.rank=4, …"),
@@ -61,16 +60,13 @@ def finetune(
 
     Example: accelerate launch -m voxelfm_hf.cli finetune scans/ --labels labels.csv --task survival --out tuned
     """
-    from voxelfm_hf.eval.finetune_run import finetune_and_save
     from voxelfm_hf.eval.labels import read_labels
-    from voxelfm_hf.features import EmbedOptions, Task
-    from voxelfm_hf.scan_list import list_scans, read_regions
+    from voxelfm_hf.eval.probes.finetune import finetune_and_save
+    from voxelfm_hf.features import EmbedOptions
     from voxelfm_hf.training.finetune.settings import change_settings
 
     if task in ("retrieval", "report"):
         raise typer.BadParameter(f"--task {task} has no labels to fine-tune on")
-    if not inputs and regions is None:
-        raise typer.BadParameter("name scans, folders or a CSV list, or --regions")
     read = reading_options(
         labels,
         task=task,
@@ -85,15 +81,12 @@ def finetune(
         seed=seed,
     )
     quiet_libraries()
-    scans = list_scans(inputs or [])
-    tasks = [Task(scan) for scan in scans]
-    if regions is not None:
-        tasks = [Task(scan, tuple(cubes)) for scan, cubes in read_regions(regions, scans).items()]
+    tasks = tasks_of(inputs, regions)
 
     def show(entry: dict[str, Any]) -> None:
         loss = "" if entry["loss"] is None else f"  loss {entry['loss']:.4f}"
         score = "" if entry["score"] is None else f"  validation {entry['score']:.4f}"
-        errors.print(f"epoch {entry['epoch']}{loss}{score}", highlight=False)
+        errors.print(f"epoch {entry['epoch']}{loss}{score}")
 
     finished = finetune_and_save(
         tasks,
@@ -114,21 +107,9 @@ def finetune(
     for name, report in finished.reports.items():
         for metric, estimate in report["estimates"].items():
             before = finished.frozen[name]["estimates"].get(metric, {})
-            console.print(f"{plain(name)}  {metric}  frozen {_text(before)}  {mode} {_text(estimate)}", highlight=False)
+            console.print(f"{plain(name)}  {metric}  frozen {estimate_text(before)}  {mode} {estimate_text(estimate)}")
     cost = finished.cost
     console.print(
-        f"{cost.trainable_parameters:,} parameters trained, {cost.seconds:.0f} s, {cost.peak_memory_mb:.0f} MB at most",
-        highlight=False,
+        f"{cost.trainable_parameters:,} parameters trained, {cost.seconds:.0f} s, {cost.peak_memory_mb:.0f} MB at most"
     )
-    console.print(
-        f"voxelfm predict SCAN --probe {plain(finished.probe)} --model {plain(finished.backbone)}",
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
-def _text(estimate: dict[str, Any]) -> str:
-    value, low, high = (estimate.get(name) for name in ("value", "low", "high"))
-    if value is None or value != value:
-        return "undefined"
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]" if low is not None and low == low else f"{value:.3f}"
+    console.print(f"voxelfm predict SCAN --probe {plain(finished.probe)} --model {plain(finished.backbone)}")

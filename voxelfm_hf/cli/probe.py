@@ -3,25 +3,38 @@
 import json
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from voxelfm_hf.cli.app import (
-    AssumeHU,
-    Spacing,
     advance,
     app,
     console,
+    end_batch,
     errors,
-    parse_spacing,
     plain,
     progress_bar,
     quiet_libraries,
+    say_failed,
+)
+from voxelfm_hf.cli.options import (
+    AsJson,
+    AssumeHU,
+    IdColumn,
+    Inputs,
+    Point,
+    Regions,
+    Spacing,
+    parse_point,
+    parse_spacing,
+    tasks_of,
 )
 from voxelfm_hf.cli.task import (
     HEAD_READING_TASKS,
+    UNDEFINED,
     Classes,
     Event,
     Exclusive,
@@ -30,10 +43,9 @@ from voxelfm_hf.cli.task import (
     Seed,
     Target,
     Time,
+    estimate_text,
     reading_options,
 )
-from voxelfm_hf.command import EXIT_BAD_INPUT, EXIT_PARTLY_FAILED
-from voxelfm_hf.volumes.errors import ScanError
 
 
 @app.command()
@@ -57,7 +69,7 @@ def probe(
     classes: Classes = None,
     masks: Masks = None,
     mask_folder: MaskFolder = None,
-    id_column: Annotated[str | None, typer.Option(help="Column that names the scan as the store does.")] = None,
+    id_column: IdColumn = None,
     seed: Seed = 0,
     about: Annotated[
         str, typer.Option(help="For the card: what scans and labels are, where they come from.", rich_help_panel="Card")
@@ -104,9 +116,11 @@ def probe(
     )
     for name, report in reports.items():
         for metric, estimate in report["estimates"].items():
-            console.print(f"{plain(name)}  {metric}  {_estimate(estimate)}", highlight=False)
+            text = estimate_text(estimate)
+            why = f": {estimate.get('note') or 'no rows'}" if text == UNDEFINED else f" (n {estimate.get('n')})"
+            console.print(f"{plain(name)}  {metric}  {text}{plain(why)}")
     if fitted is None:
-        console.print("retrieval has nothing to fit: no probe was written", highlight=False)
+        console.print("retrieval has nothing to fit: no probe was written")
         return
     facts = ProbeFacts(
         about=about,
@@ -116,7 +130,7 @@ def probe(
         command=_typed("probe"),
     )
     save_probe(out, fitted, reports, data, predictions, facts=facts)
-    console.print(f"{plain(out)}: voxelfm predict SCAN --probe {plain(out)}", highlight=False, soft_wrap=True)
+    console.print(f"{plain(out)}: voxelfm predict SCAN --probe {plain(out)}")
 
 
 def _typed(command: str) -> str:
@@ -127,20 +141,9 @@ def _typed(command: str) -> str:
     return shlex.join(["voxelfm", *(Path(word).name if word.startswith(("/", ".", "~")) else word for word in words)])
 
 
-def _estimate(estimate: dict[str, Any]) -> str:
-    value, low, high = (estimate.get(name) for name in ("value", "low", "high"))
-    if value is None or value != value:
-        return f"undefined: {estimate.get('note') or 'no rows'}"
-    interval = f" [{low:.3f}, {high:.3f}]" if low is not None and low == low else ""
-    return f"{value:.3f}{interval} (n {estimate.get('n')})"
-
-
 @app.command()
 def predict(
-    inputs: Annotated[
-        list[Path] | None,
-        typer.Argument(help="Scans, folders to search for scans, or CSV lists (path, id).", metavar="[SCAN…]"),
-    ] = None,
+    inputs: Inputs = None,
     probe: Annotated[
         str, typer.Option("--probe", "-p", help="Folder or Hub id of a probe, or of a model with its head.")
     ] = ...,  # type: ignore[assignment]
@@ -151,13 +154,9 @@ def predict(
         Path | None,
         typer.Option("--out", "-o", help="Folder for answers, pictures, label maps; new or of this probe."),
     ] = None,
-    regions: Annotated[
-        Path | None, typer.Option(help="Probes of regions: CSV of cubes, scan,x,y,z,edge_mm[,id], LPS mm.")
-    ] = None,
-    point: Annotated[
-        str | None, typer.Option(help="Probes of regions: X,Y,Z,EDGE of one cube in every scan, LPS mm.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a scan and line.")] = False,
+    regions: Regions = None,
+    point: Point = None,
+    as_json: AsJson = False,
     assume_hu: AssumeHU = False,
     spacing: Spacing = None,
 ) -> None:
@@ -172,19 +171,13 @@ def predict(
     """
     from voxelfm_hf.eval.probes.apply import ProbeReader
     from voxelfm_hf.eval.probes.predict_scans import predict_scans
-    from voxelfm_hf.features import Task
-    from voxelfm_hf.scan_list import list_scans, read_regions
 
-    if not inputs and regions is None:
-        raise typer.BadParameter("name scans, folders or a CSV list, or --regions")
     if point is not None and regions is not None:
         raise typer.BadParameter("--point and --regions both say where to look: give one of them")
     quiet_libraries()
-    scans = list_scans(inputs or [])
-    if regions is not None:
-        tasks = [Task(scan, tuple(cubes)) for scan, cubes in read_regions(regions, scans).items()]
-    else:
-        tasks = [Task(scan, parse_point(point, scan.identifier)) for scan in scans]
+    tasks = tasks_of(inputs, regions)
+    if point is not None:
+        tasks = [replace(task, regions=(parse_point(point, task.scan.identifier),)) for task in tasks]
     reader = ProbeReader(probe, model=model)
     progress = progress_bar(len(tasks), "predicting")
 
@@ -193,9 +186,9 @@ def predict(
         if as_json:
             print(json.dumps({"scan": name, **facts}))
             return
-        console.print(f"[bold]{plain(name)}[/]", highlight=False, soft_wrap=True)
+        console.print(f"[bold]{plain(name)}[/]")
         for key, value in facts.items():
-            console.print(f"  {key.replace('_', ' ')}: {plain(json.dumps(value))}", highlight=False, soft_wrap=True)
+            console.print(f"  {key.replace('_', ' ')}: {plain(json.dumps(value))}")
 
     with progress:
         summary = predict_scans(
@@ -203,25 +196,11 @@ def predict(
             reader,
             out,
             on_answer=show,
-            on_failure=lambda reason: errors.print(f"[red]failed:[/] {plain(reason)}", highlight=False, soft_wrap=True),
+            on_failure=say_failed,
             on_scan=lambda _: advance(progress, "scans/s"),
             assume_hu=assume_hu,
             spacing=parse_spacing(spacing),
         )
-    if summary.failures:
-        if out is not None:
-            errors.print(f"{len(summary.failures)} failed, listed in {plain(out / 'failures.csv')}", highlight=False)
-        raise typer.Exit(EXIT_PARTLY_FAILED if summary.added + summary.present else EXIT_BAD_INPUT)
-
-
-def parse_point(text: str | None, identifier: str) -> tuple[Any, ...]:
-    """The region of `--point X,Y,Z,EDGE`, none without it."""
-    from voxelfm_hf.scan_list import Region
-
-    if text is None:
-        return ()
-    try:
-        x, y, z, edge = (float(part) for part in text.split(","))
-    except ValueError:
-        raise ScanError(f"--point takes X,Y,Z,EDGE in LPS mm, for example 12,-40,310,24, got {text}") from None
-    return (Region(f"{identifier}#point", (x, y, z), edge),)
+    if summary.failures and out is not None:
+        errors.print(f"{len(summary.failures)} failed, listed in {plain(out / 'failures.csv')}", soft_wrap=True)
+    end_batch(failed=len(summary.failures), done=summary.added + summary.present)

@@ -35,8 +35,8 @@ def push(
         print(json.dumps(vars(pushed)))
         return
     for name, size in pushed.files.items():
-        console.print(f"{size / 1e6:10.2f} MB  {plain(name)}", highlight=False, soft_wrap=True)
+        console.print(f"{size / 1e6:10.2f} MB  {plain(name)}")
     if pushed.left_out:
-        console.print(f"left out: {plain(', '.join(pushed.left_out))}", highlight=False, soft_wrap=True)
+        console.print(f"left out: {plain(', '.join(pushed.left_out))}")
     done = pushed.url or f"{pushed.kind}: ready for {repo_id}, nothing was sent"
-    console.print(plain(done), highlight=False, soft_wrap=True)
+    console.print(plain(done))

@@ -1,22 +1,14 @@
 """`voxelfm report`: what a report model writes about scans, beside a probe, and where its resampler looked."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from voxelfm_hf.cli.app import (
-    AssumeHU,
-    Spacing,
-    app,
-    console,
-    errors,
-    parse_spacing,
-    plain,
-    quiet_libraries,
-)
-from voxelfm_hf.command import EXIT_BAD_INPUT, EXIT_PARTLY_FAILED
+from voxelfm_hf.cli.app import app, console, end_batch, plain, quiet_libraries, say_failed
+from voxelfm_hf.cli.options import AsJson, AssumeHU, Spacing, parse_spacing
 from voxelfm_hf.volumes.errors import ModelError, ScanError
 
 
@@ -36,7 +28,7 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for the texts and pictures of the attention weights.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a scan and line.")] = False,
+    as_json: AsJson = False,
     language_model: Annotated[
         str | None, typer.Option(help="Where the language model lies, if not where the report model says.")
     ] = None,
@@ -62,6 +54,9 @@ def report(
     from voxelfm_hf.report_writer import ReportWriter
     from voxelfm_hf.volumes import read_volume
 
+    folders = [Path(os.path.abspath(path)).name for path in scans]
+    if out is not None and len(set(folders)) < len(folders):
+        raise typer.BadParameter("scans of the same name would share a folder in --out: give each an --out of its own")
     quiet_libraries()
     writer = ReportWriter(model, language_model=language_model, vision_model=vision_model)
     reader = ProbeReader(probe) if probe else None
@@ -70,26 +65,25 @@ def report(
     options: dict[str, Any] = {"assume_hu": assume_hu, "spacing": parse_spacing(spacing)}
     earlier = [read_volume(path, **options) for path in prior or ()]
     failed = 0
-    for path in scans:
+    for path, folder in zip(scans, folders, strict=True):
         try:
             volume = read_volume(path, **options)
             written = writer.write(volume, prior=earlier, request=prompt, max_new_tokens=max_new_tokens)
             answer = reader.answer(volume) if reader else None
         except (ScanError, ValueError) as error:
             failed += 1
-            errors.print(f"[red]failed:[/] {plain(error)}", highlight=False, soft_wrap=True)
+            say_failed(str(error))
             continue
         agreement = compare_with_probe(written.text, answer.values, answer.positive) if answer else []
         if out is not None:
-            _write_out(out / path.name, volume, written)
+            _write_out(out / folder, volume, written)
         if as_json:
             print(json.dumps(_facts(path, written, agreement)))
         else:
             _show(path, written, agreement)
     if merge is not None:
         writer.save_merged(merge)
-    if failed:
-        raise typer.Exit(EXIT_BAD_INPUT if failed == len(scans) else EXIT_PARTLY_FAILED)
+    end_batch(failed=failed, done=len(scans) - failed)
 
 
 def _facts(path: Path, written: Any, agreement: list[Any]) -> dict[str, Any]:
@@ -105,23 +99,21 @@ def _facts(path: Path, written: Any, agreement: list[Any]) -> dict[str, Any]:
 
 
 def _show(path: Path, written: Any, agreement: list[Any]) -> None:
-    console.print(f"[bold]{plain(path)}[/]", highlight=False, soft_wrap=True)
+    console.print(f"[bold]{plain(path)}[/]")
     if not written.organs:
-        console.print(f"  {plain(written.text)}", highlight=False, soft_wrap=True)
+        console.print(f"  {plain(written.text)}")
     for organ, statements in written.organs.items():
         text = " ".join(f"{statement}." for statement in statements)
-        console.print(f"  [cyan]{plain(organ)}:[/] {plain(text)}", highlight=False, soft_wrap=True)
+        console.print(f"  [cyan]{plain(organ)}:[/] {plain(text)}")
     for finding in agreement:
         mark = "  [yellow]disagrees[/]" if finding.disagrees else ""
         said = "stated" if finding.stated else "not stated"
         console.print(
             f"  {plain(finding.finding)}: {said}, probe {finding.probability:.2f} "
-            f"({'positive' if finding.positive else 'negative'}){mark}",
-            highlight=False,
-            soft_wrap=True,
+            f"({'positive' if finding.positive else 'negative'}){mark}"
         )
     for note in written.notes:
-        console.print(f"  [dim]{plain(note)}[/]", highlight=False, soft_wrap=True)
+        console.print(f"  [dim]{plain(note)}[/]")
 
 
 def _write_out(folder: Path, volume: Any, written: Any) -> None:

@@ -7,20 +7,30 @@ from typing import Annotated, Any
 import typer
 
 from voxelfm_hf.cli.app import (
-    AssumeHU,
-    ModelOption,
-    Series,
-    Spacing,
     advance,
     app,
     console,
-    parse_spacing,
+    end_batch,
     plain,
     progress_bar,
     quiet_libraries,
     report_failures,
 )
-from voxelfm_hf.command import EXIT_BAD_INPUT, EXIT_PARTLY_FAILED, say_error
+from voxelfm_hf.cli.options import (
+    AsJson,
+    AssumeHU,
+    Inputs,
+    MaxPatches,
+    ModelOption,
+    Pad,
+    Regions,
+    RegionSize,
+    Series,
+    Spacing,
+    parse_spacing,
+    tasks_of,
+)
+from voxelfm_hf.command import say_error
 from voxelfm_hf.hub import EMBEDDED
 from voxelfm_hf.volumes.errors import ScanError
 
@@ -31,7 +41,7 @@ def info(
     series: Series = None,
     assume_hu: AssumeHU = False,
     spacing: Spacing = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a scan and line.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """What a file is: geometry, HU range, orientation, and what was repaired or assumed.
 
@@ -54,8 +64,7 @@ def info(
             print(json.dumps({"scan": str(path), **facts}))
         else:
             _print_facts(path, facts)
-    if failed:
-        raise typer.Exit(EXIT_BAD_INPUT if failed == len(scans) else EXIT_PARTLY_FAILED)
+    end_batch(failed=failed, done=len(scans) - failed)
 
 
 def _print_facts(path: Path, facts: dict[str, Any]) -> None:
@@ -69,29 +78,21 @@ def _print_facts(path: Path, facts: dict[str, Any]) -> None:
             lines = [f"{value:g}" if isinstance(value, float) else str(value)]
         for index, line in enumerate(lines or ["none"]):
             table.add_row("" if index else name.replace("_", " "), plain(line))
-    console.print(table)
+    console.print(table, soft_wrap=False)
 
 
 @app.command()
 def embed(
-    inputs: Annotated[
-        list[Path] | None,
-        typer.Argument(help="Scans, folders to search for scans, or CSV lists (path, id).", metavar="[INPUT…]"),
-    ] = None,
+    inputs: Inputs = None,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Feature store: a folder, new or made by the same settings.")
     ] = ...,  # type: ignore[assignment]
     model: ModelOption = EMBEDDED,
     patches: Annotated[bool, typer.Option("--patches", help="Also keep the features of every patch.")] = False,
-    max_patches: Annotated[int | None, typer.Option(min=1, help="Patch budget a scan; more detail, more time.")] = None,
-    pad: Annotated[bool, typer.Option("--pad", help="Pad scans thinner than one patch by their edge values.")] = False,
-    regions: Annotated[
-        Path | None,
-        typer.Option(help="CSV of cubes to embed in place of whole scans: scan,x,y,z,edge_mm[,id], LPS mm."),
-    ] = None,
-    region_size: Annotated[
-        int | None, typer.Option(min=1, help="Voxels along a region's edge; by default the model's training crop.")
-    ] = None,
+    max_patches: MaxPatches = None,
+    pad: Pad = False,
+    regions: Regions = None,
+    region_size: RegionSize = None,
     voxel_mm: Annotated[
         float | None, typer.Option(help="Voxel size of every prepared scan; by default that of its finest axis.")
     ] = None,
@@ -118,18 +119,11 @@ def embed(
 
     Example: accelerate launch -m voxelfm_hf.cli embed scans/ --out features --model user/voxelfm
     """
-    from voxelfm_hf.features import EmbedOptions, Task, embed_scans
+    from voxelfm_hf.features import EmbedOptions, embed_scans
     from voxelfm_hf.read_ahead import default_workers
-    from voxelfm_hf.scan_list import list_scans, read_regions
 
-    if not inputs and regions is None:
-        raise typer.BadParameter("name scans, folders or a CSV list, or --regions")
     quiet_libraries()
-    scans = list_scans(inputs or [])
-    if regions is None:
-        tasks = [Task(scan) for scan in scans]
-    else:
-        tasks = [Task(scan, tuple(cubes)) for scan, cubes in read_regions(regions, scans).items()]
+    tasks = tasks_of(inputs, regions)
     options = EmbedOptions(
         patches=patches,
         max_patches=max_patches,
@@ -153,8 +147,7 @@ def embed(
             on_scan=lambda _: advance(progress, "scans/s"),
         )
     console.print(
-        f"{summary.added} added, {summary.present} there before, {len(summary.failures)} failed: {plain(out)}",
-        highlight=False,
+        f"{summary.added} added, {summary.present} there before, {len(summary.failures)} failed: {plain(out)}"
     )
     report_failures(summary.failures, out / "failures.csv")
 
@@ -167,8 +160,8 @@ def picture(
     features: Annotated[
         bool, typer.Option("--features/--no-features", help="Add the principal components of patch features as colour.")
     ] = True,
-    max_patches: Annotated[int | None, typer.Option(min=1, help="Patch budget of the features.")] = None,
-    pad: Annotated[bool, typer.Option("--pad", help="Pad scans thinner than one patch by their edge values.")] = False,
+    max_patches: MaxPatches = None,
+    pad: Pad = False,
     series: Series = None,
     assume_hu: AssumeHU = False,
     spacing: Spacing = None,
@@ -198,4 +191,4 @@ def picture(
             raise ScanError(f"{scan}: {error}; or draw it with --no-features") from None
         layers = {"patch_features": grid, "patch_box": (geometry.region_start, geometry.region_stop)}
     save_picture(volume, out, **layers)
-    console.print(f"{plain(out)}", highlight=False, soft_wrap=True)
+    console.print(f"{plain(out)}")

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from voxelfm_hf.cli.app import AssumeHU, Spacing, app, console, parse_spacing, plain, quiet_libraries
-from voxelfm_hf.cli.probe import parse_point
+from voxelfm_hf.cli.app import app, console, plain, quiet_libraries
+from voxelfm_hf.cli.options import AssumeHU, Point, Spacing, parse_point, parse_spacing
 
 
 @app.command()
@@ -17,9 +17,7 @@ def search(
         str | None, typer.Option("--id", help="A scan or region of the store to compare with.")
     ] = None,
     scan: Annotated[Path | None, typer.Option(help="A new scan to compare with: a file or DICOM folder.")] = None,
-    point: Annotated[
-        str | None, typer.Option(help="Stores of regions: X,Y,Z,EDGE of the cube of the new scan, LPS mm.")
-    ] = None,
+    point: Point = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Model, where the store does not name it.")] = None,
     count: Annotated[int, typer.Option("--count", "-k", min=1, help="Number of answers.")] = 10,
     without: Annotated[
@@ -56,10 +54,10 @@ def search(
     else:
         assert scan is not None
         volume = read_volume(scan, assume_hu=assume_hu, spacing=parse_spacing(spacing))
-        region = next(iter(parse_point(point, scan.name)), None)
+        region = parse_point(point, scan.name) if point else None
         query = query_vector(opened, volume, region=region, model=model)
     for match in index.search(query, k=count, without=left_out):
         if as_json:
             print(json.dumps({"id": match.id, "similarity": round(match.similarity, 4)}))
         else:
-            console.print(f"{match.similarity:.3f}  {plain(match.id)}", highlight=False, soft_wrap=True)
+            console.print(f"{match.similarity:.3f}  {plain(match.id)}")

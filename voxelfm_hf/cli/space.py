@@ -5,12 +5,14 @@ from typing import Annotated
 
 import typer
 
-from voxelfm_hf.cli.app import ModelOption, app, console, quiet_libraries
+from voxelfm_hf.cli.app import app, console, quiet_libraries
+from voxelfm_hf.cli.options import ModelOption
+from voxelfm_hf.hub import EMBEDDED
 
 
 @app.command()
 def space(
-    model: ModelOption = "tiny",
+    model: ModelOption = EMBEDDED,
     store: Annotated[Path | None, typer.Option(help="Feature store to search for similar scans.")] = None,
     probe: Annotated[str | None, typer.Option("--probe", "-p", help="Probe folder or Hub id to ask.")] = None,
     report: Annotated[str | None, typer.Option("--report", help="Report model, folder or Hub id, to ask.")] = None,
@@ -28,5 +30,5 @@ def space(
     quiet_libraries()
     page = Page(model, store=store, probe=probe, report=report)
     stop_as_by_keyboard()
-    console.print("stop with Ctrl+C", highlight=False)
+    console.print("stop with Ctrl+C")
     serve(page, host=host, port=port)

@@ -1,4 +1,4 @@
-"""Options that say what a probe answers, shared by the commands that fit one, and what a task's reader gets of them."""
+"""What the commands that fit a probe share: options that say what it answers, what a task's reader gets, scores."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +26,17 @@ MaskFolder = Annotated[
     Path | None, typer.Option(help="Segmentation: where relative paths of maps start; by default at the labels.")
 ]
 Seed = Annotated[int, typer.Option(help="Seed of the splits (where none are given) and of the fit.")]
+
+
+UNDEFINED = "undefined"
+
+
+def estimate_text(estimate: dict[str, Any]) -> str:
+    """A score with its interval, such as "0.812 [0.700, 0.900]"."""
+    value, low, high = (estimate.get(name) for name in ("value", "low", "high"))
+    if value is None or value != value:
+        return UNDEFINED
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]" if low is not None and low == low else f"{value:.3f}"
 
 
 def reading_options(
