@@ -1,5 +1,6 @@
 """Work done by two gloo processes on CPU, as `accelerate launch` would start them."""
 
+import multiprocessing
 import os
 import socket
 from collections.abc import Callable
@@ -7,16 +8,24 @@ from collections.abc import Callable
 import torch
 import torch.multiprocessing as mp
 
+# What every such work needs: imported once, by the server that the processes are forked from.
+PRELOADED = ["accelerate", "peft", "voxelfm_hf.training.pretrain.loop", "voxelfm_hf.training.finetune.loop"]
+
 
 def in_two_processes(work: Callable[..., None], *arguments: object, **options: object) -> None:
     """Runs `work(*arguments, **options)`, a function of a module, in two new processes; fails where one of them fails.
 
-    They are spawned: a fork of a process whose threads have computed can hang.
+    They are forked from a server that has computed nothing: a fork of a process whose threads have computed can hang.
     """
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    mp.start_processes(_run_rank, args=(free_port(), work, arguments, options), nprocs=2, start_method="forkserver")
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_run_rank, args=(port, work, arguments, options), nprocs=2)
+        return free.getsockname()[1]
 
 
 def _run_rank(rank: int, port: int, work: Callable[..., None], arguments: tuple, options: dict) -> None:

@@ -167,15 +167,16 @@ def test_teacher_and_student_differ_and_learning_moved_them(whole_run: Path):
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(shards: Path, whole_run: Path, tmp_path: Path):
+    """With a loader worker, which reads ahead of the steps; the uninterrupted run has none."""
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(json.dumps(settings(shards, tmp_path / "run")))  # JSON is YAML
+    recipe.write_text(json.dumps(settings(shards, tmp_path / "run", run__num_workers=1)))  # JSON is YAML
     killed = subprocess.run(
         [sys.executable, "-c", KILLED_RUN, str(recipe)], capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
     assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 3
-    assert_equal_runs(whole_run, run(shards, tmp_path / "run"))
+    assert_equal_runs(whole_run, run(shards, tmp_path / "run", run__num_workers=1))
 
 
 def test_sigterm_saves_and_a_new_start_goes_on(shards: Path, whole_run: Path, tmp_path: Path, monkeypatch):

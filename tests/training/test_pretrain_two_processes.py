@@ -1,17 +1,16 @@
 """A run of two gloo processes that breaks off and goes on, against one that does not."""
 
 import os
-import socket
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 
 from tests.training.small_shards import write_shards
+from tests.two_processes import free_port, in_two_processes
 from voxelfm_hf.recipes import to_recipe
 from voxelfm_hf.training.pretrain import loop as pretrain
 from voxelfm_hf.training.pretrain.recipe import PretrainRecipe
@@ -40,7 +39,7 @@ def run(shards: Path, output: Path) -> None:
             "total_batch": 8,
             "batch_size": 2,
             "mixed_precision": "no",
-            "num_workers": 1,
+            "num_workers": 0,
             "log_every": 1,
             "checkpoint_every": 2,
             "trackers": [],
@@ -51,18 +50,9 @@ def run(shards: Path, output: Path) -> None:
     GradientState._reset_state()
 
 
-def run_rank(rank: int, ports: list[int], folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "ACCELERATE_USE_CPU": "true",
-    }
-    shards = Path(folder) / "shards"
+def run_rank(ports: list[int], folder: Path) -> None:
     os.environ["MASTER_PORT"] = str(ports[0])
-    run(shards, Path(folder) / "whole")
+    run(folder / "shards", folder / "whole")
     step = pretrain.optimiser_step
 
     def broken(*words, **named):
@@ -73,16 +63,14 @@ def run_rank(rank: int, ports: list[int], folder: str) -> None:
     pretrain.optimiser_step = broken
     os.environ["MASTER_PORT"] = str(ports[1])
     try:
-        run(shards, Path(folder) / "resumed")
+        run(folder / "shards", folder / "resumed")
     except Broken:
         dist.destroy_process_group()
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
     pretrain.optimiser_step = step
     os.environ["MASTER_PORT"] = str(ports[2])
-    run(shards, Path(folder) / "resumed")
-    # Everything is written; threads of process groups that still run could abort the process while it ends.
-    os._exit(0)
+    run(folder / "shards", folder / "resumed")
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +78,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("two")
     write_shards(folder / "shards", number=10, side=16)
     # A port a run: a rank that is ahead must not meet the store of the run before.
-    with socket.socket() as first, socket.socket() as second, socket.socket() as third:
-        for probe in (first, second, third):
-            probe.bind(("127.0.0.1", 0))
-        ports = [probe.getsockname()[1] for probe in (first, second, third)]
-    mp.spawn(run_rank, args=(ports, str(folder)), nprocs=2)
+    in_two_processes(run_rank, [free_port() for _ in range(3)], folder)
     return folder / "whole", folder / "resumed"
 
 
