@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import load_state_dict
@@ -19,7 +19,8 @@ from transformers.utils.hub import cached_file
 
 from .configuration_voxelfm_report import VoxelFMReportConfig
 from .modeling_voxelfm import VoxelFMModel
-from .resampler_voxelfm_report import VoxelFMReportProjector, VoxelFMReportResampler, scan_tokens
+from .parts_voxelfm_report import check_language_model, load_encoder, load_language_model, merge_adapter
+from .resampler_voxelfm_report import VoxelFMReportProjector, VoxelFMReportResampler, pad_tokens, scan_tokens
 
 TRAINED_PARTS = ("resampler", "projector")
 ADAPTER_FOLDER = "language_model_adapter"
@@ -155,10 +156,10 @@ class VoxelFMForReportGeneration(PreTrainedModel, GenerationMixin):
         speaks: Any = language_model if language_model is not None else config.base_text_model
         if not isinstance(speaks, nn.Module):
             speaks = load_language_model(speaks, revision=config.base_text_revision, **options)
-        _check_language_model(speaks.config, config)
+        check_language_model(speaks.config, config)
         sees: Any = vision_model if vision_model is not None else config.base_vision_model
         if with_vision_tower and not isinstance(sees, nn.Module):
-            sees = _load_encoder(sees, revision=config.base_vision_revision, **options)
+            sees = load_encoder(sees, revision=config.base_vision_revision, **options)
         model = cls.from_parts(config, language_model=speaks, vision_tower=sees if with_vision_tower else None)
         weights = cached_file(pretrained_model_name_or_path, "model.safetensors", **hub)
         loaded = model.load_state_dict(load_state_dict(str(weights)), strict=False)
@@ -186,7 +187,7 @@ class VoxelFMForReportGeneration(PreTrainedModel, GenerationMixin):
         self.config.merged = merge or self.config.base_text_model is None
         if self.config.merged:
             if self.config.has_adapter:
-                _merge_adapter(self.language_model)
+                merge_adapter(self.language_model)
                 self.config.has_adapter = False
             super().save_pretrained(save_directory, **kwargs)
             return
@@ -372,76 +373,6 @@ class VoxelFMForReportGeneration(PreTrainedModel, GenerationMixin):
             encoded = self.get_image_features(pixel_values, vision_features, vision_mask)
             kwargs["mm_encoder_outputs"] = {"image": encoded}
         return super().generate(inputs, **kwargs)
-
-
-def pad_tokens(tokens: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Tokens (T, C) of scans as one tensor (I, T, C), and the mask of real ones where their numbers differ."""
-    lengths = [len(scan) for scan in tokens]
-    if len(set(lengths)) == 1:
-        return torch.stack(list(tokens)), None
-    mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
-    return nn.utils.rnn.pad_sequence(list(tokens), batch_first=True), mask.to(tokens[0].device)
-
-
-def load_language_model(name: str | None, *, revision: str | None = None, **kwargs) -> PreTrainedModel:
-    """A causal language model by name: a Hub repository, a folder, or the path of a .gguf file, which is unpacked.
-
-    Raises:
-        ValueError: there is none of that name; the sentence says how to get one.
-    """
-    if not name:
-        raise ValueError("the model does not name its language model: say which one to use")
-    try:
-        if str(name).endswith(".gguf"):
-            from transformers import GgufConfig
-
-            folder, file = os.path.split(str(name))
-            unpacked = {"gguf_file": file, "quantization_config": GgufConfig(file, dequantize=True)}
-            config = AutoConfig.from_pretrained(folder or ".", gguf_file=file)
-            model = AutoModelForCausalLM.from_pretrained(folder or ".", config=config, **unpacked, **kwargs)
-            # What is in memory is an ordinary dense model.
-            model.config.quantization_config = None
-            return model
-        return AutoModelForCausalLM.from_pretrained(name, revision=revision, **kwargs)
-    except (OSError, ImportError) as error:
-        where = f" (revision {revision})" if revision else ""
-        raise ValueError(
-            f"the language model {name}{where} is neither a folder nor in the cache, and could not be fetched "
-            f"({type(error).__name__}): download it once with `hf download {name}`, or name the folder it lies in"
-        ) from error
-
-
-def _load_encoder(name: str | None, *, revision: str | None = None, **kwargs) -> PreTrainedModel:
-    if not name:
-        raise ValueError("the model does not name its vision encoder: say which one to use")
-    try:
-        return VoxelFMModel.from_pretrained(name, revision=revision or "main", **kwargs)
-    except OSError as error:
-        raise ValueError(
-            f"the vision encoder {name} is neither a folder nor in the cache, and could not be fetched: name the "
-            "folder it lies in, or load without it and give vision_features"
-        ) from error
-
-
-def _check_language_model(found, config: VoxelFMReportConfig) -> None:
-    """Refuses a language model of another architecture or size than was trained with."""
-    for name in ("model_type", "vocab_size", "hidden_size", "num_hidden_layers"):
-        wanted, given = getattr(config.text_config, name, None), getattr(found, name, None)
-        if wanted != given:
-            raise ValueError(
-                f"the language model has {name} {given} and the report model was trained with {wanted}: use "
-                f"{config.base_text_model}"
-            )
-
-
-def _merge_adapter(language_model: PreTrainedModel) -> None:
-    """Adds LoRA weights to those they adapt and takes the wrappers of PEFT out."""
-    for name, module in list(language_model.named_modules()):
-        if hasattr(module, "base_layer") and hasattr(module, "merge"):
-            module.merge()
-            parent, _, last = name.rpartition(".")
-            setattr(language_model.get_submodule(parent), last, module.base_layer)
-    language_model._hf_peft_config_loaded = False
 
 
 __all__ = ["VoxelFMForReportGeneration", "VoxelFMReportOutput"]

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin
 
-from .modeling_voxelfm_report import pad_tokens
+from .resampler_voxelfm_report import pad_tokens
 
 REQUEST = "Describe the abnormal findings of this chest CT by organ."
 IGNORED = -100

@@ -56,6 +56,15 @@ def _places(patches: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
     return places.to(patches.dtype).expand(*patches.shape[:-1], 3)
 
 
+def pad_tokens(tokens: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Tokens (T, C) of scans as one tensor (I, T, C), and the mask of real ones where their numbers differ."""
+    lengths = [len(scan) for scan in tokens]
+    if len(set(lengths)) == 1:
+        return torch.stack(list(tokens)), None
+    mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
+    return nn.utils.rnn.pad_sequence(list(tokens), batch_first=True), mask.to(tokens[0].device)
+
+
 class VoxelFMReportResampler(nn.Module):
     """Q learned queries attend to the tokens of a scan: (I, T, C) -> (I, Q, W).
 

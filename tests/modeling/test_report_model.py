@@ -11,8 +11,8 @@ from transformers.utils import logging
 from tests.modeling.small_language_models import small_llama
 from voxelfm_hf.modeling.configuration_voxelfm_report import VoxelFMReportConfig
 from voxelfm_hf.modeling.modeling_voxelfm import VoxelFMModel
-from voxelfm_hf.modeling.modeling_voxelfm_report import VoxelFMForReportGeneration, pad_tokens
-from voxelfm_hf.modeling.resampler_voxelfm_report import VoxelFMReportResampler, scan_tokens
+from voxelfm_hf.modeling.modeling_voxelfm_report import VoxelFMForReportGeneration
+from voxelfm_hf.modeling.resampler_voxelfm_report import VoxelFMReportResampler, pad_tokens, scan_tokens
 
 IMAGE, QUERIES, WIDTH = 300, 3, 24
 VISION = {"hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 1, "patch_size": 4}

@@ -12,8 +12,8 @@ import torch
 
 from voxelfm_hf.data.reports import read_reports, read_rows
 from voxelfm_hf.data.reports.reduction import report_target
-from voxelfm_hf.modeling.modeling_voxelfm_report import pad_tokens, scan_tokens
 from voxelfm_hf.modeling.processing_voxelfm_report import IGNORED, ReportInputError, VoxelFMReportProcessor
+from voxelfm_hf.modeling.resampler_voxelfm_report import pad_tokens, scan_tokens
 from voxelfm_hf.store import FeatureStore
 from voxelfm_hf.training.report.recipe import ReportDataSettings
 from voxelfm_hf.volumes import read_volume

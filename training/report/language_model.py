@@ -44,7 +44,7 @@ def unpack_language_model(file: str | Path, out: str | Path) -> Path:
             file = _extracted(file, Path(folder))
         import torch
 
-        from voxelfm_hf.modeling.modeling_voxelfm_report import load_language_model
+        from voxelfm_hf.modeling.parts_voxelfm_report import load_language_model
 
         try:
             model = load_language_model(str(file), dtype=torch.bfloat16)

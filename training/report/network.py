@@ -11,11 +11,8 @@ from transformers import PreTrainedModel
 
 from voxelfm_hf.hub import load, resolve_model, weight_hash
 from voxelfm_hf.modeling.configuration_voxelfm_report import VoxelFMReportConfig
-from voxelfm_hf.modeling.modeling_voxelfm_report import (
-    TRAINED_PARTS,
-    VoxelFMForReportGeneration,
-    load_language_model,
-)
+from voxelfm_hf.modeling.modeling_voxelfm_report import TRAINED_PARTS, VoxelFMForReportGeneration
+from voxelfm_hf.modeling.parts_voxelfm_report import load_language_model
 from voxelfm_hf.modeling.processing_voxelfm_report import VoxelFMReportProcessor
 from voxelfm_hf.store import FeatureStore
 from voxelfm_hf.training.probe.data import mean_and_scale

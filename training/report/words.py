@@ -18,7 +18,8 @@ from torch import nn
 from tqdm import tqdm
 
 from voxelfm_hf.hub import computes_in_bfloat16
-from voxelfm_hf.modeling.modeling_voxelfm_report import VoxelFMForReportGeneration, pad_tokens
+from voxelfm_hf.modeling.modeling_voxelfm_report import VoxelFMForReportGeneration
+from voxelfm_hf.modeling.resampler_voxelfm_report import pad_tokens
 from voxelfm_hf.training.report.data import ReportPair
 from voxelfm_hf.training.report.recipe import StageSettings
 from voxelfm_hf.training.schedules import learning_rate
