@@ -27,13 +27,11 @@ class Results:
             every fraction.
         subgroups: The main metric at all labels within levels of columns.
         comparisons: Paired tests of the first encoder against every other.
-        samples: (encoder, task, target, fraction) -> what they rest on, for plots.
     """
 
     rows: list[dict[str, Any]]
     subgroups: list[dict[str, Any]]
     comparisons: list[dict[str, Any]]
-    samples: dict[tuple[str, str, str, float], Sample]
 
 
 def score_benchmark(run: BenchmarkRun) -> Results:
@@ -60,7 +58,7 @@ def score_benchmark(run: BenchmarkRun) -> Results:
                 if fraction == whole and run.labels is not None and entrant.kind != "reference":
                     subgroups += [{**head, "target": target, **row} for row in _subgroups(run, sample)]
             rows += _macro_rows(head, about, task, found, replicates)
-    return Results(rows, subgroups, _compared(run, samples), samples)
+    return Results(rows, subgroups, _compared(run, samples))
 
 
 def _row(

@@ -15,7 +15,7 @@ import numpy as np
 
 from voxelfm_hf.eval.benchmark.recipe import BenchmarkRecipe, EncoderRecipe, TaskRecipe
 from voxelfm_hf.eval.datasets import BenchmarkData
-from voxelfm_hf.eval.finetune_run import Tuner
+from voxelfm_hf.eval.probes.finetune import Tuner
 from voxelfm_hf.eval.tasks.data import TaskData
 from voxelfm_hf.features import EmbedOptions, Task
 from voxelfm_hf.hub import EMBEDDED

@@ -2,7 +2,7 @@
 
 Three questions about the features of any store, each before and after the acquisition subspace is erased (`erasure`):
 
-- how well do features alone tell spacing, kernel, field of view, noise (`confound_probes`, out of fold by patient)?
+- how well do features alone tell spacing, kernel, field of view, noise (`probes`, out of fold by patient)?
 - how do task probes score, on all test rows and within strata of acquisition? The erasure is fitted on training rows.
 - does retrieval find the same finding, and the same person scanned another way, among the test rows?
 

@@ -1,6 +1,6 @@
 """Label chest CT reports with 18 findings by rules that see negation, uncertainty and history.
 
-The phrases are in `labeller_rules.py`, what a sentence asserts about them in `voxelfm_hf/data/report_negation.py`.
+The phrases are in `rules.py`, what a sentence asserts about them in `voxelfm_hf/data/reports/negation.py`.
 Findings that are doubtful ("possible", "cannot be excluded") count as present; findings that are only history, or only
 asked about ("evaluate for", "rule out", a list of diagnoses in brackets), do not. Indication, technique, comparison and
 recommendation sections are not read. Measure it on annotated reports with
@@ -11,7 +11,6 @@ The labels are those of this labeller: F1 scores made with them do not compare w
 """
 
 import re
-from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -57,18 +56,6 @@ def label_report_with_evidence(text: str) -> dict[str, list[str]]:
             for finding in _findings_in(sentence):
                 evidence[finding].append(sentence)
     return evidence
-
-
-def label_reports(texts: Iterable[str]) -> Iterator[dict[str, int]]:
-    """Label reports one by one.
-
-    Args:
-        texts: Whole reports.
-
-    Returns:
-        An iterator over the labels of each report, as `label_report` gives them.
-    """
-    return map(label_report, texts)
 
 
 class _CompiledCue(NamedTuple):

@@ -1,10 +1,10 @@
 """The phrases by which the labeller knows each finding, in a notation a radiologist can read and correct.
 
-Notation (`voxelfm_hf/data/report_phrases.py`): phrases stand between commas, in any case; a space also matches a hyphen
-or slash; `*` stands for any beginning or ending of a word (`nodul*`, `*atele*`); `|` separates alternatives of one word
-(`lobe|lobes`); `~` stands for up to four words in between.
+Notation (`voxelfm_hf/data/reports/phrases.py`): phrases stand between commas, in any case; a space also matches a
+hyphen or slash; `*` stands for any beginning or ending of a word (`nodul*`, `*atele*`); `|` separates alternatives of
+one word (`lobe|lobes`); `~` stands for up to four words in between.
 
-Negation, uncertainty and history are not written here: `voxelfm_hf/data/report_negation.py` decides them for every
+Negation, uncertainty and history are not written here: `voxelfm_hf/data/reports/negation.py` decides them for every
 mention. The findings are those of the CT-RATE label set, and where a convention had to be chosen it is that of the set:
 a described lymph node counts as lymphadenopathy unless it is called normal or not enlarged, dependent densities count
 as lung opacity, fibroatelectatic changes as fibrotic sequela and not as atelectasis, and plaque without the word

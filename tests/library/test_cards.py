@@ -14,7 +14,7 @@ from huggingface_hub import DatasetCard, ModelCard, parse_eval_result_entries
 from tests.library.loopback_hub import hub_environment, loopback_hub
 from voxelfm_hf import cards
 from voxelfm_hf.card_results import add_model_index, eval_entry, model_index, write_eval_results
-from voxelfm_hf.eval.backbone_scores import score_backbone
+from voxelfm_hf.eval.benchmark.backbone_scores import score_backbone
 from voxelfm_hf.eval.labels import LabelTable
 from voxelfm_hf.eval.probes.card import ProbeFacts, write_probe_card
 from voxelfm_hf.eval.probes.run import fit_and_evaluate, save_probe

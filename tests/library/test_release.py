@@ -137,7 +137,7 @@ def test_probe_with_its_code(tmp_path):
 
 
 def test_the_model_inside_the_package_may_be_released():
-    from voxelfm_hf.eval.tiny_release import write_card
+    from voxelfm_hf.eval.learned.tiny_release import write_card
     from voxelfm_hf.hub import embedded_model
 
     pushed = push(embedded_model(), "user/tiny", dry_run=True)
@@ -147,7 +147,7 @@ def test_the_model_inside_the_package_may_be_released():
 
 
 def test_card_of_the_model_inside_the_package_is_as_rendered(tmp_path):
-    from voxelfm_hf.eval.tiny_release import write_card
+    from voxelfm_hf.eval.learned.tiny_release import write_card
     from voxelfm_hf.hub import embedded_model
 
     for name in ("card.json", "README.md"):

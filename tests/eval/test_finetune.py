@@ -12,9 +12,9 @@ from voxelfm_hf.eval.benchmark.recipe import BenchmarkRecipe
 from voxelfm_hf.eval.benchmark.results import score_benchmark
 from voxelfm_hf.eval.benchmark.tables import write_benchmark
 from voxelfm_hf.eval.datasets import BenchmarkData
-from voxelfm_hf.eval.finetune_run import Tuner
 from voxelfm_hf.eval.labels import LabelTable, read_labels
 from voxelfm_hf.eval.probes.apply import ProbeReader
+from voxelfm_hf.eval.probes.finetune import Tuner
 from voxelfm_hf.eval.probes.run import fit_and_evaluate
 from voxelfm_hf.eval.tasks import classification, survival
 from voxelfm_hf.features import EmbedOptions, Task, embed_scans

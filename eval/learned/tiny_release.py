@@ -1,8 +1,11 @@
-"""The embedded small model from its run: `python -m voxelfm_hf.eval.tiny_release RUN --results DIR --out ASSETS`.
+"""The embedded small model from its run, as a folder with its card.
+
+    python -m voxelfm_hf.eval.learned.tiny_release RUN --results DIR --out ASSETS
+    python -m voxelfm_hf.eval.learned.tiny_release ASSETS     renders the card again, where its template has changed
 
 RUN is a run folder of `voxelfm_hf.training.pretrain` on the data of `voxelfm_hf.training.pretrain.tiny_data`; DIR
 holds what `voxelfm_hf.eval.learned` wrote for its teacher, with and without `--curve`. What the card says is kept in
-its card.json: `python -m voxelfm_hf.eval.tiny_release ASSETS` renders the card again, where its template has changed.
+its card.json.
 """
 
 import argparse

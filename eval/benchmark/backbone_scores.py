@@ -1,6 +1,6 @@
 """An encoder's benchmark scores in the header of its card, and on the leaderboards of the Hub.
 
-    python -m voxelfm_hf.eval.backbone_scores OUT [OUT …] --encoder tiny --model FOLDER
+    python -m voxelfm_hf.eval.benchmark.backbone_scores OUT [OUT …] --encoder tiny --model FOLDER
 
 OUT is the folder of a finished `voxelfm benchmark`, FOLDER that of the encoder with its README.md. Its header gets the
 scores of all OUT in place of those it had. With --dataset-id and --task-ids the scores of one OUT also become
