@@ -5,128 +5,83 @@ transformers module it writes to. It also waits for our own module where that is
 code of transformers imports the Auto classes itself.
 """
 
+import importlib
 import importlib.abc
 import importlib.util
 import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import NamedTuple
 
 
-def _register_config(auto) -> None:
-    from voxelfm_hf.modeling.configuration_voxelfm import VoxelFMConfig
-
-    auto.AutoConfig.register("voxelfm", VoxelFMConfig, exist_ok=True)
-
-
-def _register_models(auto) -> None:
-    from voxelfm_hf.modeling.configuration_voxelfm import VoxelFMConfig
-    from voxelfm_hf.modeling.modeling_voxelfm import VoxelFMBackbone, VoxelFMModel
-
-    auto.AutoModel.register(VoxelFMConfig, VoxelFMModel, exist_ok=True)
-    auto.AutoBackbone.register(VoxelFMConfig, VoxelFMBackbone, exist_ok=True)
-
-
-def _register_probe_config(auto) -> None:
-    from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
-
-    auto.AutoConfig.register(VoxelFMProbeConfig.model_type, VoxelFMProbeConfig, exist_ok=True)
-
-
-def _register_probe(auto) -> None:
-    from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
-    from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
-
-    auto.AutoModel.register(VoxelFMProbeConfig, VoxelFMProbe, exist_ok=True)
-
-
-def _register_classifier(auto) -> None:
-    from voxelfm_hf.modeling.configuration_voxelfm import VoxelFMConfig
-    from voxelfm_hf.modeling.modeling_voxelfm_classifier import VoxelFMForImageClassification
-
-    auto.AutoModelForImageClassification.register(VoxelFMConfig, VoxelFMForImageClassification, exist_ok=True)
-
-
-def _register_report_config(auto) -> None:
-    from voxelfm_hf.modeling.configuration_voxelfm_report import VoxelFMReportConfig
-
-    auto.AutoConfig.register(VoxelFMReportConfig.model_type, VoxelFMReportConfig, exist_ok=True)
-
-
-def _register_report_model(auto) -> None:
-    from voxelfm_hf.modeling.configuration_voxelfm_report import VoxelFMReportConfig
-    from voxelfm_hf.modeling.modeling_voxelfm_report import VoxelFMForReportGeneration
-
-    auto.AutoModelForImageTextToText.register(VoxelFMReportConfig, VoxelFMForReportGeneration, exist_ok=True)
-
-
-def _register_report_processor(auto) -> None:
-    from voxelfm_hf.modeling.configuration_voxelfm_report import VoxelFMReportConfig
-    from voxelfm_hf.modeling.processing_voxelfm_report import VoxelFMReportProcessor
-
-    auto.AutoProcessor.register(VoxelFMReportConfig, VoxelFMReportProcessor, exist_ok=True)
-
-
-def _register_image_processor(auto) -> None:
-    from voxelfm_hf.modeling.configuration_voxelfm import VoxelFMConfig
-    from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMImageProcessor
-
-    auto.AutoImageProcessor.register(VoxelFMConfig, VoxelFMImageProcessor, exist_ok=True)
-
-
-def _register_pipeline(pipelines) -> None:
-    from voxelfm_hf.pipelines import register_pipeline
-
-    register_pipeline(pipelines.PIPELINE_REGISTRY)
-
-
 class _Registration(NamedTuple):
-    theirs: str  # the transformers module that holds the Auto class
-    ours: str  # our module that holds what is registered
-    register: Callable
-    needs: tuple[str, ...] = ()  # more modules of ours that it imports
+    theirs: str  # the transformers module that is written to
+    ours: tuple[str, ...]  # modules of ours that must not be half loaded then, those that they import included
+    register: Callable[[ModuleType], None]
 
 
+def _auto_class(name: str, module: str, config: str, found: str, needs: tuple[str, ...] = ()) -> _Registration:
+    """Lets an Auto class find one of our classes.
+
+    Args:
+        name: The Auto class.
+        module: Its module in `transformers.models.auto`.
+        config, found: FILE.CLASS in voxelfm_hf.modeling of the configuration, and of what is found by it.
+        needs: Files that `found` imports and that hold models too.
+    """
+
+    def ours(path: str):
+        file, _, of_file = path.partition(".")
+        return getattr(importlib.import_module(f"voxelfm_hf.modeling.{file}"), of_file)
+
+    def register(theirs: ModuleType) -> None:
+        known_by = ours(config)
+        getattr(theirs, name).register(
+            known_by.model_type if name == "AutoConfig" else known_by, ours(found), exist_ok=True
+        )
+
+    files = (found.partition(".")[0], *needs)
+    return _Registration(
+        f"transformers.models.auto.{module}", tuple(f"voxelfm_hf.modeling.{file}" for file in files), register
+    )
+
+
+def _register_pipelines(theirs: ModuleType) -> None:
+    from voxelfm_hf.pipelines import register_pipelines
+
+    register_pipelines(theirs.PIPELINE_REGISTRY)
+
+
+_CONFIG = "configuration_voxelfm.VoxelFMConfig"
+_PROBE_CONFIG = "configuration_voxelfm_probe.VoxelFMProbeConfig"
+_REPORT_CONFIG = "configuration_voxelfm_report.VoxelFMReportConfig"
+_MODEL, _PROBE = "modeling_voxelfm", "modeling_voxelfm_probe"
 _REGISTRATIONS = [
-    _Registration(
-        "transformers.models.auto.configuration_auto", "voxelfm_hf.modeling.configuration_voxelfm", _register_config
+    _auto_class("AutoConfig", "configuration_auto", _CONFIG, _CONFIG),
+    _auto_class("AutoConfig", "configuration_auto", _PROBE_CONFIG, _PROBE_CONFIG),
+    _auto_class("AutoConfig", "configuration_auto", _REPORT_CONFIG, _REPORT_CONFIG),
+    _auto_class("AutoModel", "modeling_auto", _CONFIG, f"{_MODEL}.VoxelFMModel"),
+    _auto_class("AutoBackbone", "modeling_auto", _CONFIG, f"{_MODEL}.VoxelFMBackbone"),
+    _auto_class("AutoModel", "modeling_auto", _PROBE_CONFIG, f"{_PROBE}.VoxelFMProbe"),
+    _auto_class(
+        "AutoModelForImageClassification",
+        "modeling_auto",
+        _CONFIG,
+        "modeling_voxelfm_classifier.VoxelFMForImageClassification",
+        needs=(_MODEL, _PROBE),
     ),
-    _Registration("transformers.models.auto.modeling_auto", "voxelfm_hf.modeling.modeling_voxelfm", _register_models),
-    _Registration(
-        "transformers.models.auto.configuration_auto",
-        "voxelfm_hf.modeling.configuration_voxelfm_probe",
-        _register_probe_config,
+    _auto_class(
+        "AutoModelForImageTextToText",
+        "modeling_auto",
+        _REPORT_CONFIG,
+        "modeling_voxelfm_report.VoxelFMForReportGeneration",
+        needs=(_MODEL,),
     ),
-    _Registration(
-        "transformers.models.auto.modeling_auto", "voxelfm_hf.modeling.modeling_voxelfm_probe", _register_probe
+    _auto_class("AutoProcessor", "processing_auto", _REPORT_CONFIG, "processing_voxelfm_report.VoxelFMReportProcessor"),
+    _auto_class(
+        "AutoImageProcessor", "image_processing_auto", _CONFIG, "image_processing_voxelfm.VoxelFMImageProcessor"
     ),
-    _Registration(
-        "transformers.models.auto.modeling_auto",
-        "voxelfm_hf.modeling.modeling_voxelfm_classifier",
-        _register_classifier,
-        needs=("voxelfm_hf.modeling.modeling_voxelfm", "voxelfm_hf.modeling.modeling_voxelfm_probe"),
-    ),
-    _Registration(
-        "transformers.models.auto.configuration_auto",
-        "voxelfm_hf.modeling.configuration_voxelfm_report",
-        _register_report_config,
-    ),
-    _Registration(
-        "transformers.models.auto.modeling_auto",
-        "voxelfm_hf.modeling.modeling_voxelfm_report",
-        _register_report_model,
-        needs=("voxelfm_hf.modeling.modeling_voxelfm",),
-    ),
-    _Registration(
-        "transformers.models.auto.processing_auto",
-        "voxelfm_hf.modeling.processing_voxelfm_report",
-        _register_report_processor,
-    ),
-    _Registration(
-        "transformers.models.auto.image_processing_auto",
-        "voxelfm_hf.modeling.image_processing_voxelfm",
-        _register_image_processor,
-    ),
-    _Registration("transformers.pipelines", "voxelfm_hf.pipelines", _register_pipeline),
+    _Registration("transformers.pipelines", ("voxelfm_hf.pipelines",), _register_pipelines),
 ]
 
 
@@ -138,7 +93,7 @@ def _is_loading(name: str) -> bool:
 def _after_import(name: str) -> None:
     """Runs the registrations that waited for the module `name`, unless another of their modules is not there yet."""
     for entry in _REGISTRATIONS:
-        modules = {entry.theirs, entry.ours, *entry.needs}
+        modules = {entry.theirs, *entry.ours}
         if name in modules and entry.theirs in sys.modules and not any(map(_is_loading, modules - {name})):
             entry.register(sys.modules[entry.theirs])
 
@@ -147,7 +102,7 @@ class _RegisterAfterImport(importlib.abc.MetaPathFinder):
     """Lets the ordinary finders find a module and runs its registrations once it is loaded."""
 
     def find_spec(self, fullname, path, target=None):
-        if all(fullname not in (entry.theirs, entry.ours, *entry.needs) for entry in _REGISTRATIONS):
+        if all(fullname not in (entry.theirs, *entry.ours) for entry in _REGISTRATIONS):
             return None
         sys.meta_path.remove(self)
         try:
@@ -167,11 +122,10 @@ class _RegisterAfterImport(importlib.abc.MetaPathFinder):
 
 
 def register() -> None:
-    """Makes `AutoConfig`, `AutoModel`, `AutoBackbone`, `AutoImageProcessor` and `pipeline` know VoxelFM."""
+    """Makes the Auto classes and `pipeline` of transformers know VoxelFM, its probes and its report model."""
     if any(isinstance(finder, _RegisterAfterImport) for finder in sys.meta_path):
         return
     sys.meta_path.insert(0, _RegisterAfterImport())
     for entry in _REGISTRATIONS:
-        modules = (entry.theirs, entry.ours, *entry.needs)
-        if entry.theirs in sys.modules and not any(map(_is_loading, modules)):
+        if entry.theirs in sys.modules and not any(map(_is_loading, (entry.theirs, *entry.ours))):
             entry.register(sys.modules[entry.theirs])

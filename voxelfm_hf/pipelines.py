@@ -90,7 +90,7 @@ def _add(answers: list[dict[str, Any]], name: str, values: list | None) -> None:
         answer[name] = value
 
 
-def register_pipeline(registry) -> None:
+def register_pipelines(registry) -> None:
     """Makes `transformers.pipeline` know the tasks."""
     for task, pipeline_class, model in (
         (FEATURES, CTFeatureExtractionPipeline, AutoModel),
