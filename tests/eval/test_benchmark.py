@@ -1,92 +1,23 @@
+"""A benchmark from a recipe to its numbers: what is scored, compared, kept and done again."""
+
 import csv
 import dataclasses
-import importlib.resources
 import json
 from types import SimpleNamespace
 
-import nibabel as nib
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
-import yaml
 from sklearn.metrics import r2_score, roc_auc_score
-from typer.testing import CliRunner
 
 import voxelfm_hf.eval.benchmark.grid as engine
-from voxelfm_hf.cli import app
+from tests.eval.small_benchmark import made_data, made_recipe, value
 from voxelfm_hf.eval.benchmark.folder import cell_path
 from voxelfm_hf.eval.benchmark.grid import run_benchmark
-from voxelfm_hf.eval.benchmark.recipe import BenchmarkRecipe, TaskRecipe, read_recipe
-from voxelfm_hf.eval.benchmark.references import with_reference
 from voxelfm_hf.eval.benchmark.results import score_benchmark
 from voxelfm_hf.eval.benchmark.tables import write_benchmark
-from voxelfm_hf.eval.datasets import About, BenchmarkData, dataset_names
-from voxelfm_hf.eval.labels import LabelTable
-from voxelfm_hf.eval.statistics.delong import delong_test
 from voxelfm_hf.eval.statistics.estimates import holm
-from voxelfm_hf.eval.tasks.data import TaskData
-from voxelfm_hf.features import Task
-from voxelfm_hf.modeling.probe_heads_voxelfm import pooled_grid
-from voxelfm_hf.recipes import to_recipe
-from voxelfm_hf.scan_list import Scan
-from voxelfm_hf.training.probe.data import ProbeFeatures
 from voxelfm_hf.volumes.errors import RecipeError
-
-COUNT = 240
-
-
-def made_labels(count=COUNT, seed=0):
-    """Scans of patients with two scans each; `clue` tells sick, size and survival, `junk` tells nothing."""
-    rng = np.random.default_rng(seed)
-    clue = rng.normal(size=count)
-    sick = (clue + 0.7 * rng.normal(size=count) > 0.4).astype(int)
-    risk = 1.2 * clue
-    life, censoring = rng.exponential(np.exp(-risk)), rng.exponential(2.0, size=count)
-    columns = {
-        "patient_id": [i // 2 for i in range(count)],
-        "split": [("train", "train", "train", "val", "test", "test")[i // 2 % 6] for i in range(count)],
-        "clue": clue.tolist(),
-        "junk": rng.normal(size=count).tolist(),
-        "sick": [None if i % 11 == 0 else int(v) for i, v in enumerate(sick)],
-        "luck": rng.integers(0, 2, size=count).tolist(),
-        "size": (5 + 2 * clue + 0.3 * rng.normal(size=count)).tolist(),
-        "time": np.minimum(life, censoring).tolist(),
-        "event": (life <= censoring).astype(int).tolist(),
-        "log_risk": risk.tolist(),
-        "spacing": rng.choice([1.0, 2.0], size=count).tolist(),
-        "sex": ["FM"[i // 2 % 2] for i in range(count)],
-    }
-    return LabelTable("labels.csv", [f"scan{i:03d}" for i in range(count)], columns)
-
-
-def made_data(tmp_path, **changes):
-    labels = made_labels()
-    tasks = [Task(Scan(name, tmp_path / name)) for name in labels.ids]
-    return BenchmarkData(
-        tasks, labels, tmp_path, **{"baselines": {"junk": ("junk",)}, "subgroups": ("sex",), **changes}
-    )
-
-
-def made_recipe(**changes):
-    values = {
-        "data": "lidc",
-        "encoders": [
-            {"kind": "columns", "name": "good", "options": {"columns": ["clue"]}},
-            {"kind": "columns", "name": "other", "options": {"columns": ["spacing"]}},
-        ],
-        "tasks": [
-            {"task": "classification", "targets": ["sick", "luck"]},
-            {"task": "regression", "targets": ["size"]},
-            {"task": "survival", "ceiling": ["log_risk"], "read": {"horizons": [0.5]}},
-            {"task": "retrieval", "targets": ["sick"], "read": {"alike": {"spacing": 0.5}}},
-        ],
-        "fractions": [0.1, 1.0],
-        "seeds": [0, 1],
-        "replicates": 100,
-        **changes,
-    }
-    return to_recipe(values, BenchmarkRecipe)
 
 
 @pytest.fixture(scope="module")
@@ -98,16 +29,6 @@ def finished(tmp_path_factory):
     with open(folder / "out" / "results.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     return SimpleNamespace(run=run, results=results, out=folder / "out", rows=rows, folder=folder)
-
-
-def value(rows, encoder, task, target, metric, fraction=1.0):
-    (row,) = [
-        row
-        for row in rows
-        if (row["encoder"], row["task"], row["target"], row["metric"]) == (encoder, task, target, metric)
-        and float(row["fraction"]) == fraction
-    ]
-    return float(row["value"])
 
 
 def test_the_table_has_every_encoder_task_and_fraction(finished):
@@ -231,10 +152,10 @@ def test_an_interrupted_run_goes_on_without_computing_twice(finished, monkeypatc
 
 def test_the_same_recipe_gives_the_same_numbers(finished, tmp_path):
     recipe = made_recipe(tasks=[{"task": "classification", "targets": ["sick", "luck"]}])
-    for name in ("one", "two"):
-        run = run_benchmark(recipe, made_data(tmp_path), tmp_path / name)
-        write_benchmark(run, score_benchmark(run), tmp_path / name)
-    assert (tmp_path / "one" / "results.csv").read_bytes() == (tmp_path / "two" / "results.csv").read_bytes()
+    run = run_benchmark(recipe, made_data(tmp_path), tmp_path / "again")
+    write_benchmark(run, score_benchmark(run), tmp_path / "again")
+    with open(tmp_path / "again" / "results.csv", newline="") as file:
+        assert list(csv.DictReader(file)) == [row for row in finished.rows if row["task"] == "classification"]
 
 
 def test_other_recipes_and_other_labels_are_not_mixed(finished, tmp_path):
@@ -315,9 +236,10 @@ def test_exclusive_classes_and_seeded_retrieval(tmp_path):
                 "read": {"exclusive": True},
                 "fractions": [1.0],
             },
-            {"task": "classification", "name": "neighbours", "targets": ["sick", "luck"], "head": "knn"},
+            {"task": "classification", "name": "neighbours", "targets": ["sick"], "head": "knn", "seeds": [0]},
             {"task": "retrieval", "targets": ["sick"]},
-        ]
+        ],
+        replicates=20,
     )
     run = run_benchmark(recipe, data, tmp_path / "out")
     rows = score_benchmark(run).rows
@@ -329,205 +251,3 @@ def test_exclusive_classes_and_seeded_retrieval(tmp_path):
     assert value(rows, "ceiling", "grade", "grade", "accuracy") > 0.98
     assert value(rows, "good", "neighbours", "sick", "auroc") > 0.7
     assert list(run.predictions["good", "retrieval"]) == [0] and list(run.predictions["floor", "retrieval"]) == [0, 1]
-
-
-def write_organ_scans(folder, count=12):
-    """Small scans with a bright cube at random places, its label map, and its centre in LPS mm."""
-    rng = np.random.default_rng(0)
-    rows = []
-    for i in range(count):
-        hu, mask = rng.normal(0, 20, size=(24, 32, 32)), np.zeros((24, 32, 32), dtype=np.uint8)
-        z, y, x = (int(rng.integers(0, n // 8 - 1)) * 8 for n in hu.shape)
-        hu[z : z + 8, y : y + 8, x : x + 8] += 600
-        mask[z : z + 8, y : y + 8, x : x + 8] = 1
-        affine = np.diag([-2.0, -2.0, 2.0, 1.0])  # RAS, so LPS mm are twice the index
-        nib.save(nib.Nifti1Image(hu.astype(np.int16).transpose(2, 1, 0), affine), folder / f"{i}.nii.gz")
-        nib.save(nib.Nifti1Image(mask.transpose(2, 1, 0), affine), folder / f"{i}_mask.nii.gz")
-        centre = [2 * (v + 3.5) for v in (x, y, z)]
-        split = ("train", "train", "val", "test")[i % 4]
-        rows.append([f"{i}", i, split, f"{i}_mask.nii.gz", *centre])
-    names = ("id", "patient_id", "split", "mask", "x", "y", "z")
-    columns = {name: [row[k] for row in rows] for k, name in enumerate(names)}
-    labels = LabelTable("labels.csv", columns["id"], columns)
-    tasks = [Task(Scan(name, folder / f"{name}.nii.gz", named=True)) for name in labels.ids]
-    return BenchmarkData(tasks, labels, folder, classes=("background", "cube"))
-
-
-def test_patch_tasks_with_ceiling_and_label_maps(tmp_path):
-    folder = tmp_path / "scans"
-    folder.mkdir()
-    data = write_organ_scans(folder)
-    recipe = made_recipe(
-        encoders=[{"kind": "intensity", "model": "tiny"}, {"kind": "spacing"}],
-        tasks=[
-            {
-                "task": "segmentation",
-                "read": {"voxels_per_patch": 2},
-                "evaluate": {"surfaces": False},
-                "settings": {"epochs": 12, "learning_rate": 0.01, "accumulate": 1},
-            },
-            {"task": "localization", "targets": ["x", "y", "z"], "settings": {"epochs": 40, "learning_rate": 0.003}},
-        ],
-        seeds=[0],
-        baselines=False,
-    )
-    run = run_benchmark(recipe, data, tmp_path / "out")
-    assert not run.failures
-    results = score_benchmark(run)
-    write_benchmark(run, results, tmp_path / "out")
-    rows = results.rows
-    assert value(rows, "ceiling", "segmentation", "cube", "dice") > 0.6
-    assert (
-        value(rows, "ceiling", "segmentation", "cube", "dice")
-        > value(rows, "floor", "segmentation", "cube", "dice") + 0.3
-    )
-    errors = {e: value(rows, e, "localization", "localization", "error_mm") for e in ("ceiling", "floor", "intensity")}
-    assert errors["ceiling"] < 0.6 * errors["floor"]
-    constant = value(rows, "intensity", "localization", "localization", "mean_position_error_mm")
-    report = (tmp_path / "out" / "results.md").read_text()
-    assert f"A constant answer, the mean training position, has an error of {constant:.1f} [" in report
-    maps = sorted((tmp_path / "out" / "predictions" / "intensity" / "segmentation" / "maps").iterdir())
-    assert len(maps) == 3
-    mask = nib.load(folder / maps[0].name.replace(".nii.gz", "_mask.nii.gz"))
-    assert np.allclose(nib.load(maps[0]).affine, mask.affine) and nib.load(maps[0]).shape == mask.shape
-    assert not any(row["encoder"] == "spacing" for row in rows)
-    # It is not even asked for its features, and the report says so.
-    assert "spacing gives no patches, which every task here needs, and is left out" in run.notes
-    assert [path.name for path in (tmp_path / "out" / "stores").iterdir() if path.name.startswith("spacing")] == []
-
-
-def test_delong_of_means_over_seeds():
-    rng = np.random.default_rng(3)
-    labels = rng.integers(0, 2, 80)
-    first, second = labels[:, None] + rng.normal(size=(80, 3)), labels[:, None] + 2 * rng.normal(size=(80, 3))
-    patients = np.arange(80) // 2
-    one = delong_test(labels, first[:, 0], second[:, 0], patients=patients)
-    doubled = delong_test(labels, first[:, [0, 0]], second[:, 0], patients=patients)
-    assert (doubled.difference, doubled.p_value) == pytest.approx((one.difference, one.p_value))
-    several = delong_test(labels, first, second, patients=patients)
-    means = [np.mean([roc_auc_score(labels, s) for s in scores.T]) for scores in (first, second)]
-    assert several.difference == pytest.approx(means[0] - means[1])
-    # Its standard error against a bootstrap over patients.
-    draws = []
-    for _ in range(400):
-        rows = np.concatenate([np.flatnonzero(patients == p) for p in rng.integers(0, 40, 40)])
-        draws.append(
-            np.mean([roc_auc_score(labels[rows], s[rows]) for s in first.T])
-            - np.mean([roc_auc_score(labels[rows], s[rows]) for s in second.T])
-        )
-    assert (several.high - several.low) / 3.92 == pytest.approx(np.std(draws), rel=0.2)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"tasks": [{"task": "captioning"}]}, "no task captioning"),
-        ({"tasks": []}, "tasks is empty"),
-        ({"encoders": [{"kind": "spacing"}, {"kind": "spacing"}]}, "two encoders are called spacing"),
-        ({"fractions": [0.0, 1.0]}, "fractions lie in"),
-        ({"seeds": []}, "seeds is empty"),
-        ({"tasks": [{"task": "survival", "settings": {"speed": 3}}]}, "no speed"),
-        ({"tasks": [{"task": "survival", "head": "knn"}]}, "head of survival is one of linear, mlp, pooler, got knn"),
-        ({"tasks": [{"task": "regression", "evaluate": {"surfaces": False}}]}, "evaluate of regression: there is no"),
-        ({"encoderz": []}, "no field encoderz"),
-    ],
-)
-def test_mistakes_in_a_recipe_are_sentences(change, message):
-    with pytest.raises(RecipeError, match=message):
-        made_recipe(**change)
-
-
-def packaged():
-    folder = importlib.resources.files("voxelfm_hf.eval") / "recipes"
-    texts = {file.name: file.read_text() for file in folder.iterdir() if file.name.endswith(".yaml")}
-    return sorted(name for name, text in texts.items() if "reports" not in yaml.safe_load(text))
-
-
-@pytest.mark.parametrize("name", packaged())
-@pytest.mark.parametrize("quick", [False, True])
-def test_packaged_recipes_are_valid(name, quick):
-    recipe = read_recipe(name, quick=quick)
-    assert recipe.data in dataset_names() and recipe.title
-    assert not quick or (recipe.quick == {} and len(recipe.seeds) <= len(read_recipe(name).seeds))
-
-
-def test_unknown_fields_of_quick_are_refused(tmp_path):
-    values = {**made_recipe().__dict__, "encoders": [{"kind": "spacing"}], "tasks": [{"task": "survival"}]}
-    values = {"data": "lidc", "encoders": values["encoders"], "tasks": values["tasks"], "quick": {"seedz": [1]}}
-    (tmp_path / "r.yaml").write_text(yaml.safe_dump(values))
-    with pytest.raises(RecipeError, match="quick.seedz"):
-        read_recipe(tmp_path / "r.yaml", quick=True)
-
-
-def test_the_command(tmp_path, monkeypatch):
-    data = made_data(tmp_path)
-    about = About("made", "example.org", "none", "nobody", "labels.csv")
-    module = SimpleNamespace(read=lambda folder, edge_mm=1.0: data, ABOUT=about)
-    monkeypatch.setattr("voxelfm_hf.eval.benchmark.run.load_dataset", lambda name: module)
-    monkeypatch.setattr("voxelfm_hf.eval.benchmark.card.load_dataset", lambda name: module)
-    values = {
-        "data": "lidc",
-        "title": "made",
-        "encoders": [
-            {"kind": "columns", "name": "good", "options": {"columns": ["clue"]}},
-            {"kind": "hub2d", "model": str(tmp_path / "nothing")},
-        ],
-        "tasks": [{"task": "regression", "targets": ["size"]}],
-        "replicates": 50,
-        "quick": {"seeds": [0]},
-    }
-    (tmp_path / "made.yaml").write_text(yaml.safe_dump(values))
-    command = ["benchmark", str(tmp_path / "made.yaml"), "--quick", "--out", str(tmp_path / "out")]
-    refused = CliRunner().invoke(app, command)
-    assert isinstance(refused.exception, RecipeError) and "--data" in str(refused.exception)
-    found = CliRunner().invoke(app, [*command, "--data", str(tmp_path)])
-    assert found.exit_code == 3, found.output
-    assert "regression: r2" in found.output and "good" in found.output
-    assert (tmp_path / "out" / "results.md").read_text().startswith("# made")
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert "regression: R²" in card and "nothing" in card
-    values["data_options"] = {"edge": 3}
-    (tmp_path / "made.yaml").write_text(yaml.safe_dump(values))
-    refused = CliRunner().invoke(app, [*command, "--data", str(tmp_path)])
-    assert "no option edge" in str(refused.exception)
-
-
-def test_a_recipe_of_reports_goes_to_its_own_runner(tmp_path, monkeypatch):
-    called = []
-
-    def run(path, data, out, quick):
-        called.append((path, data, out, quick))
-        return SimpleNamespace(tables=["a table"], failures=[])
-
-    monkeypatch.setitem(__import__("sys").modules, "voxelfm_hf.eval.reports.benchmark", SimpleNamespace(run=run))
-    monkeypatch.setattr("voxelfm_hf.eval.reports.benchmark", SimpleNamespace(run=run), raising=False)
-    (tmp_path / "r.yaml").write_text("reports: {}\n")
-    found = CliRunner().invoke(app, ["benchmark", str(tmp_path / "r.yaml"), "--quick", "--out", str(tmp_path / "out")])
-    assert found.exit_code == 0, found.output
-    assert called == [(str(tmp_path / "r.yaml"), None, tmp_path / "out", True)]
-
-
-@pytest.mark.parametrize("kind", ["ceiling", "floor"])
-def test_ceiling_and_floor_localise_on_as_many_patches_as_the_encoders(kind):
-    data = TaskData(
-        task="localization",
-        ids=["a"],
-        features=ProbeFeatures(patches=lambda row: np.zeros((10, 12, 8, 16), np.float32)),
-        targets=np.array([[0.2, 0.5, 0.9]]),
-        names=["point"],
-        splits=np.array(["train"]),
-        groups=np.array([0]),
-        subgroups={},
-        run={},
-        affines=np.eye(4)[None],
-        grids=np.array([[10, 12, 8]]),
-        options={"max_positions": 100},
-    )
-    task = TaskRecipe("localization", targets=["x", "y", "z"])
-    changed = with_reference(data, task, LabelTable("labels.csv", ["a"], {}), kind, seed=0)
-    found = changed.features.patches(0)
-    assert found.shape[:3] == pooled_grid(torch.zeros(10, 12, 8, 1), 100).shape[:3]
-    if kind == "ceiling":
-        # Its first channel shines where the point lies.
-        place = (np.array(np.unravel_index(found[..., 0].argmax(), found.shape[:3])) + 0.5) / found.shape[:3]
-        assert np.abs(place - data.targets[0]).max() <= 0.5 / min(found.shape[:3]) + 1e-9

@@ -1,6 +1,7 @@
 import csv
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -280,8 +281,14 @@ def test_lesions_take_turns_and_lie_in_the_middle(tmp_path):
     assert np.abs(centre - found.tasks[1].regions[0].centre_lps).max() < 1.5
 
 
-def test_results_from_end_to_end(model, cases, tmp_path, monkeypatch):
+@pytest.fixture
+def quick(cases, monkeypatch):
+    """One made task, and probes of one strength in three folds."""
     monkeypatch.setattr(learned, "read_cases", lambda *_: [cases])
+    monkeypatch.setattr(learned, "out_of_fold", partial(out_of_fold, folds=3, strengths=(1.0,)))
+
+
+def test_results_from_end_to_end(model, quick, tmp_path):
     results = learned.compare(model, tmp_path, tmp_path / "out", SETTINGS)
     text = write_results(results, tmp_path / "out")
     with open(tmp_path / "out" / "results.csv", newline="") as file:
@@ -316,8 +323,7 @@ def test_verdict_needs_both_intervals_above_zero():
     assert learned.better(differences) == {"organ": verdict}
 
 
-def test_curve_from_a_folder_of_checkpoints(model, cases, tmp_path, monkeypatch):
-    monkeypatch.setattr(learned, "read_cases", lambda *_: [cases])
+def test_curve_from_a_folder_of_checkpoints(model, quick, tmp_path):
     run = tmp_path / "run" / "teachers"
     run.mkdir(parents=True)
     for step, folder in ((200, model), (0, untrained_model(model, tmp_path, seed=5))):

@@ -8,8 +8,10 @@ import sys
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 from tests.eval.report_world import write_bases, write_data
+from voxelfm_hf.cli import app
 from voxelfm_hf.data.write_scan import write_nifti
 from voxelfm_hf.eval.reports import benchmark as report_benchmark
 from voxelfm_hf.eval.reports.agreement import compare_with_probe, finding_of
@@ -196,5 +198,6 @@ def test_what_is_missing_is_one_sentence(finished, world, tmp_path, scan):
         ReportWriter(model, vision_model="tiny")
     with pytest.raises(ModelError, match="is no report model"):
         ReportWriter(world / "encoder")
-    done = voxelfm("report", scan, "--model", model, "--prompt", "<image> <image>")
-    assert done.returncode == 2 and "the prompt has 2 <image> and there is 1 scan" in done.stderr
+    command = ["report", str(scan), "--model", str(model), "--prompt", "<image> <image>"]
+    refused = CliRunner().invoke(app, command)
+    assert "the prompt has 2 <image> and there is 1 scan" in f"{refused.exception} {refused.output}"
