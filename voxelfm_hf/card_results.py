@@ -29,16 +29,14 @@ def model_index(
     dataset_name: str,
     dataset_id: str | None = None,
     dataset_type: str = "private",
-    split: str = "test",
 ) -> list["EvalResult"]:
-    """Scores as `model-index` results; undefined ones are left out.
+    """Scores on test scans as `model-index` results; undefined ones are left out.
 
     Args:
         rows: With family (or task), target, metric, value, and low, high, n where known.
         dataset_name: What was scored on, in words.
         dataset_id: Its Hub id.
         dataset_type: Stands for the id where there is none: a header groups scores of one task by it, not by the name.
-        split: Its split.
     """
     from huggingface_hub import EvalResult
 
@@ -48,7 +46,7 @@ def model_index(
             task_name=str(row.get("family") or row["task"]),
             dataset_type=dataset_id or dataset_type,
             dataset_name=dataset_name,
-            dataset_split=split,
+            dataset_split="test",
             metric_type=HUB_METRICS.get(row["metric"], row["metric"]),
             metric_name=score_name(row),
             metric_value=round(value, 6),
@@ -69,9 +67,7 @@ def score_name(row: Mapping[str, Any]) -> str:
     return f"{row['metric']} of {row['target']}" + (f" ({', '.join(facts)})" if facts else "")
 
 
-def eval_entry(
-    row: Mapping[str, Any], *, dataset_id: str, task_id: str, date: str | None = None, revision: str | None = None
-) -> "EvalResultEntry":
+def eval_entry(row: Mapping[str, Any], *, dataset_id: str, task_id: str, date: str | None = None) -> "EvalResultEntry":
     """One score as an entry of `.eval_results/`.
 
     Args:
@@ -79,7 +75,6 @@ def eval_entry(
         dataset_id: Hub id of the data.
         task_id: Name of the task in the eval.yaml of that data set.
         date: ISO date of the evaluation.
-        revision: Commit of the data set.
 
     Raises:
         CardError: the score is undefined, or the id is none of the Hub.
@@ -96,7 +91,6 @@ def eval_entry(
         task_id=task_id,
         value=round(value, 6),
         date=date,
-        dataset_revision=revision,
         notes=score_name(row),
     )
 

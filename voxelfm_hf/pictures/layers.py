@@ -22,6 +22,7 @@ LABEL_COLOURS = np.array(
     ]
 )  # fmt: skip
 _AIR_HU = -950  # below: outside the body, or airways
+_LABEL_OPACITY, _FEATURE_OPACITY, _GLOW_OPACITY = 0.45, 0.7, 0.75
 _SAMPLES_PER_PATCH = 4  # along each axis, to tell air patches from the rest
 
 
@@ -39,17 +40,15 @@ class LabelLayer:
 
     labels: np.ndarray
     names: Mapping[int, str] = field(default_factory=dict)
-    opacity: float = 0.45
 
-    def colour_of(self, value: int) -> np.ndarray:
-        """RGB, 0-1, of a label value."""
+    def colour_of(self, value: int | np.ndarray) -> np.ndarray:
+        """RGB, 0-1, of a label value or of each in an array."""
         return LABEL_COLOURS[(value - 1) % len(LABEL_COLOURS)] / 255
 
     def slice(self, axis: int, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Colours and opacities of one slice."""
         labels = np.take(self.labels, index, axis=axis).astype(np.int64)
-        colours = LABEL_COLOURS[(labels - 1) % len(LABEL_COLOURS)] / 255
-        return colours, np.where(labels != 0, self.opacity, 0.0)
+        return self.colour_of(labels), np.where(labels != 0, _LABEL_OPACITY, 0.0)
 
     def best_index(self) -> tuple[int, int, int] | None:
         """Per axis the slice with the most labelled voxels; None when the map is empty."""
@@ -65,7 +64,6 @@ class HeatLayer:
 
     values: np.ndarray
     limits: tuple[float, float] | None = None
-    opacity: float = 0.75
 
     @cached_property
     def range(self) -> tuple[float, float]:
@@ -78,7 +76,7 @@ class HeatLayer:
 
     def slice(self, axis: int, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Colours and opacities of one slice."""
-        return glow(np.take(self.values, index, axis=axis), self.range, self.opacity)
+        return glow(np.take(self.values, index, axis=axis), self.range)
 
     def best_index(self) -> tuple[int, int, int] | None:
         """A voxel with the highest value, the middle one of several; None when nothing is above the lower limit."""
@@ -112,7 +110,6 @@ class FeatureLayer:
         hu: (D, H, W) the volume, to tell air from the rest.
         box: ((z, y, x) start, (z, y, x) stop), the part of the volume that the patch grid covers, in voxels: voxel i
             spans i to i + 1. Fractions are allowed. None: the whole volume.
-        opacity: Of the colours over the scan.
     """
 
     def __init__(
@@ -121,7 +118,6 @@ class FeatureLayer:
         hu: np.ndarray,
         *,
         box: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None,
-        opacity: float = 0.7,
     ):
         if np.ndim(features) != 4 or 0 in np.shape(features):
             raise ValueError(f"patch features must have shape (d, h, w, C), not {np.shape(features)}")
@@ -129,14 +125,14 @@ class FeatureLayer:
         self.start, self.stop = np.asarray(start, float), np.asarray(stop, float)
         if self.start.shape != (3,) or self.stop.shape != (3,) or (self.stop <= self.start).any():
             raise ValueError(f"the patch box must be a (z, y, x) start below its (z, y, x) stop, not {box}")
-        self.hu, self.opacity = hu, opacity
+        self.hu = hu
         self.colours, self.variance_shares = principal_colours(features, use=self._solid_patches(features.shape[:3]))
 
     def slice(self, axis: int, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Colours and opacities of one slice; air is dimmed, outside the patch grid nothing is drawn."""
         colours, visible = patch_slice(self.colours, axis, index, self.hu.shape, (self.start, self.stop))
         air = np.take(self.hu, index, axis=axis) < _AIR_HU
-        return np.clip(colours, 0, 1), np.where(air, 0.35 * self.opacity, self.opacity) * visible
+        return np.clip(colours, 0, 1), np.where(air, 0.35 * _FEATURE_OPACITY, _FEATURE_OPACITY) * visible
 
     def _solid_patches(self, grid: tuple[int, int, int]) -> np.ndarray:
         """(d, h, w) True where a patch is not just air, judged on a few voxels each."""
@@ -212,13 +208,13 @@ def _interpolation_weights(voxels: np.ndarray, start: float, stop: float, count:
     return weights.astype(np.float32)
 
 
-def glow(values: np.ndarray, limits: tuple[float, float], opacity: float = 0.75) -> tuple[np.ndarray, np.ndarray]:
+def glow(values: np.ndarray, limits: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
     """Values as colours (..., 3) and opacities (...), dark and transparent at the lower limit; NaN is transparent."""
     from matplotlib import colormaps
 
     level = (values.astype(np.float32) - limits[0]) / max(limits[1] - limits[0], 1e-12)
     level = np.clip(np.nan_to_num(level, nan=0.0), 0, 1)
-    return colormaps["inferno"](0.25 + 0.75 * level)[..., :3], opacity * np.sqrt(level)
+    return colormaps["inferno"](0.25 + 0.75 * level)[..., :3], _GLOW_OPACITY * np.sqrt(level)
 
 
 def principal_colours(features: np.ndarray, *, use: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:

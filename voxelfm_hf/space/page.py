@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from voxelfm_hf.hub import EMBEDDED, load
+from voxelfm_hf.hub import EMBEDDED, load, resolve_model, weight_hash
 from voxelfm_hf.space.limits import MAX_HELD_BYTES, REPORT_SECONDS, Limits
 from voxelfm_hf.space.scan import PageScan
 from voxelfm_hf.space.uploads import read_upload
@@ -49,7 +49,6 @@ class Page:
         self.index = self.reader = self.writer = None
         if store is not None:
             from voxelfm_hf.eval.search.index import ScanIndex
-            from voxelfm_hf.hub import resolve_model, weight_hash
 
             opened = FeatureStore(store)
             if opened.run.get("weight_hash") != weight_hash(resolve_model(model)):
