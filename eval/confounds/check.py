@@ -141,7 +141,7 @@ def _task_rows(
     module = load_task(family)
     data = module.read(store, labels, targets=[target], **options)
     measure = binary.measures()["auroc"] if family == "classification" else continuous.measures()["r2"]
-    chance = measure.chance
+    chance = measure.chance or 0.0
     test = data.rows("test")
     columns = {column: [levels[row] for row in test] for column, levels in data.subgroups.items()}
     strata = {column: levels for column, levels in columns.items() if len(set(map(str, levels))) > 1}

@@ -167,7 +167,7 @@ def columns(predictions: np.ndarray, data: TaskData, rows: np.ndarray, *, probe:
         truth = data.targets[rows[known], 0].astype(int)
         kept = {"truth": truth, "probabilities": lists(predictions[known])}
         return [{**row_names(data, rows[known]), "target": data.options["column"], **kept}]
-    thresholds = probe.config.threshold or [None] * len(data.names)
+    thresholds: Sequence[float | None] = probe.config.threshold or [None] * len(data.names)
     return [target_columns(data, i, rows, predictions[:, i], threshold) for i, threshold in enumerate(thresholds)]
 
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from voxelfm_hf.eval.metrics.ranks import ratio
 from voxelfm_hf.eval.metrics.retrieval import average_precision, precision_measure, recall_measure
 from voxelfm_hf.eval.metrics.scoring import metric_report, per_row_report
 from voxelfm_hf.eval.tasks.data import TaskData, open_data
+from voxelfm_hf.eval.tasks.fitting import FitOptions
 from voxelfm_hf.eval.tasks.kept import Judged, Tables, kept_predictions, lists, row_mean_over_seeds, row_names
 from voxelfm_hf.store import FeatureStore
 from voxelfm_hf.volumes.errors import LabelError
@@ -55,10 +56,10 @@ def read(
     return replace(data, targets=findings, names=list(targets), options={**data.options, "alike": limits})
 
 
-def fit(data: TaskData, **settings) -> None:
+def fit(data: TaskData, **options: Unpack[FitOptions]) -> None:
     """Retrieval fits nothing: features are compared as they are."""
-    if settings.get("head") not in (None, "none"):
-        raise LabelError(f"retrieval has no head, got {settings['head']}")
+    if options.get("head"):
+        raise LabelError(f"retrieval has no head, got {options['head']}")
 
 
 def predict(probe: None, data: TaskData, rows: np.ndarray) -> np.ndarray:

@@ -33,7 +33,6 @@ from voxelfm_hf.cli.options import (
     tasks_of,
 )
 from voxelfm_hf.cli.task import (
-    HEAD_READING_TASKS,
     UNDEFINED,
     Classes,
     Event,
@@ -108,11 +107,8 @@ def probe(
         seed=seed,
     )
     quiet_libraries()
-    fit: dict[str, Any] = {} if task == "retrieval" else {"seed": seed}
-    if head and task not in HEAD_READING_TASKS:
-        fit["head"] = head
     fitted, reports, data, predictions = fit_and_evaluate(
-        FeatureStore(store), read_labels(labels, id_column=id_column), task=task, read=read, fit=fit
+        FeatureStore(store), read_labels(labels, id_column=id_column), task=task, read=read, fit={"seed": seed}
     )
     for name, report in reports.items():
         for metric, estimate in report["estimates"].items():

@@ -1,14 +1,11 @@
 """What the commands that fit a probe share: options that say what it answers, what a task's reader gets, scores."""
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-
-# Tasks whose labels are one or more columns named by --target, and those that read features by their head.
-COLUMN_TASKS = ("classification", "regression", "retrieval", "localization")
-HEAD_READING_TASKS = ("classification", "regression", "survival")
 
 Target = Annotated[
     list[str] | None, typer.Option(help="Label column, may be repeated; localization: x, y and z of each point.")
@@ -53,31 +50,23 @@ def reading_options(
     mask_folder: Path | None,
     seed: int,
 ) -> dict[str, Any]:
-    """The arguments of the `read` of a task's file.
+    """The arguments of the `read` of a task's file: those of the options that it takes.
 
     Raises:
         typer.BadParameter: no such task or head, or an option that the task needs is missing.
     """
-    from voxelfm_hf.eval.tasks import task_names
+    from voxelfm_hf.eval.tasks import load_task, task_names
     from voxelfm_hf.modeling.configuration_voxelfm_probe import HEADS_OF_TASK
 
     if task not in task_names():
         raise typer.BadParameter(f"--task is one of {', '.join(task_names())}, got {task}")
     if head and head not in HEADS_OF_TASK.get(task, ()):
         raise typer.BadParameter(f"--head of {task} is one of {', '.join(HEADS_OF_TASK.get(task, ()))}, got {head}")
-    if task in COLUMN_TASKS and not target:
+    taken = inspect.signature(load_task(task).read).parameters
+    if "targets" in taken and not target:
         raise typer.BadParameter(f"--task {task} needs --target")
     if task == "segmentation" and not classes:
         raise typer.BadParameter("--task segmentation needs --classes, the background first")
-    read: dict[str, Any] = {"split_seed": seed}
-    if task in COLUMN_TASKS:
-        read["targets"] = target
-    if task == "classification":
-        read["exclusive"] = exclusive
-    if task == "survival":
-        read.update(time=time, event=event)
-    if task == "segmentation":
-        read.update(classes=classes, masks=masks, folder=mask_folder or labels.parent)
-    if head and task in HEAD_READING_TASKS:
-        read["head"] = head
-    return read
+    given: dict[str, Any] = {"targets": target, "exclusive": exclusive, "time": time, "event": event, "head": head}
+    given |= {"classes": classes, "masks": masks, "folder": mask_folder or labels.parent}
+    return {"split_seed": seed, **{name: value for name, value in given.items() if name in taken and value is not None}}
