@@ -25,3 +25,11 @@ def real_data() -> Path:
     if not folder or not (Path(folder) / "ct").is_dir():
         pytest.skip("set VOXELFM_TEST_DATA to a folder with ct/ to run on real scans")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def process_server() -> None:
+    """For tests whose product code starts processes: they are forked from a server that has imported once."""
+    from tests.two_processes import start_process_server  # imports torch
+
+    start_process_server()

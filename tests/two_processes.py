@@ -4,12 +4,27 @@ import multiprocessing
 import os
 import socket
 from collections.abc import Callable
+from multiprocessing import forkserver
 
 import torch
 import torch.multiprocessing as mp
 
-# What every such work needs: imported once, by the server that the processes are forked from.
-PRELOADED = ["accelerate", "peft", "voxelfm_hf.training.pretrain.loop", "voxelfm_hf.training.finetune.loop"]
+# Imported once, by the server that processes of tests are forked from.
+PRELOADED = [
+    "pytest",
+    "nibabel",
+    "peft",
+    "voxelfm_hf.data.prepare",
+    "voxelfm_hf.features",
+    "voxelfm_hf.training.finetune.loop",
+    "voxelfm_hf.training.pretrain.loop",
+]
+
+
+def start_process_server() -> None:
+    """Starts the server that new processes are forked from, where there is none yet."""
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    forkserver.ensure_running()
 
 
 def in_two_processes(work: Callable[..., None], *arguments: object, **options: object) -> None:
@@ -17,7 +32,7 @@ def in_two_processes(work: Callable[..., None], *arguments: object, **options: o
 
     They are forked from a server that has computed nothing: a fork of a process whose threads have computed can hang.
     """
-    multiprocessing.set_forkserver_preload(PRELOADED)
+    start_process_server()
     mp.start_processes(_run_rank, args=(free_port(), work, arguments, options), nprocs=2, start_method="forkserver")
 
 

@@ -2,10 +2,12 @@
 
 import multiprocessing
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from typing import Any
 
 
@@ -42,7 +44,8 @@ def read_ahead(
     running: deque[tuple[Any, Future]] = deque()
     # Tasks that were running when a process died: tried again one by one, so that the culprit is known.
     suspects: deque[Any] = deque()
-    pool = _pool(workers, setup, setup_args)
+    new_pool = partial(_pool, work, setup, setup_args)
+    pool = new_pool(workers)
     try:
         while True:
             while not suspects and len(running) <= workers:
@@ -53,7 +56,7 @@ def read_ahead(
                 running.append((task, pool.submit(work, task)))
             if suspects:
                 task = suspects.popleft()
-                alone = _pool(1, setup, setup_args)
+                alone = new_pool(1)
                 try:
                     yield task, alone.submit(work, task).result()
                 except BrokenProcessPool:
@@ -68,7 +71,7 @@ def read_ahead(
                     suspects.extend(task for task, _ in running)
                     running.clear()
                     pool.shutdown(cancel_futures=True)
-                    pool = _pool(workers, setup, setup_args)
+                    pool = new_pool(workers)
                     continue
                 running.popleft()
                 yield task, result
@@ -78,10 +81,29 @@ def read_ahead(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _pool(workers: int, setup: Callable[..., None] | None, setup_args: tuple) -> ProcessPoolExecutor:
-    # spawn: a forked copy of a process with torch threads or a CUDA context can hang
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=setup, initargs=setup_args)
+def _pool(
+    work: Callable[[Any], Any], setup: Callable[..., None] | None, setup_args: tuple, workers: int
+) -> ProcessPoolExecutor:
+    # A forked copy of a process with torch threads or a CUDA context can hang; copies of a server that has only
+    # imported the work cannot, and they start at once.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([getattr(work, "func", work).__module__])
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(setup, setup_args))
+
+
+def _start(setup: Callable[..., None] | None, setup_args: tuple) -> None:
+    """What a new process does first."""
+    # A worker waits for its next task for ever, also when nobody is left to give it one.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if setup is not None:
+        setup(*setup_args)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def default_workers(tasks: int) -> int:

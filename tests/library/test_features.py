@@ -1,7 +1,6 @@
 """Embedding: rows against the model itself, reruns, failures, regions, worker crashes, killed runs."""
 
 import os
-import signal
 import subprocess
 import sys
 
@@ -11,7 +10,6 @@ import torch
 
 from voxelfm_hf import load, read_volume
 from voxelfm_hf.features import EmbedOptions, Task, embed_scans
-from voxelfm_hf.read_ahead import WorkerCrash, read_ahead
 from voxelfm_hf.scan_list import list_scans, read_regions
 from voxelfm_hf.store import FeatureStore, StoreWriter, locked
 from voxelfm_hf.volumes.errors import LabelError, ScanError, StoreError
@@ -62,7 +60,7 @@ def test_datasets_opens_a_store(small_model, scan_folder, tmp_path):
     assert len(rows[0]["cls"]) == 36
 
 
-def test_worker_processes_give_the_same_store(small_model, scan_folder, tmp_path):
+def test_worker_processes_give_the_same_store(process_server, small_model, scan_folder, tmp_path):
     options = EmbedOptions(dtype="bfloat16")
     embed_scans(tasks_of(scan_folder), small_model, tmp_path / "one", options)
     summary = embed_scans(
@@ -293,25 +291,6 @@ def test_bad_lists_are_refused(tmp_path, scan_folder):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ScanError, match="no scans"):
         list_scans([tmp_path / "empty"])
-
-
-def _double(task):
-    if task == "crash":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return task * 2
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_read_ahead_keeps_the_order(workers):
-    pairs = list(read_ahead(_double, range(9), workers=workers))
-    assert pairs == [(n, 2 * n) for n in range(9)]
-
-
-def test_a_crashed_worker_costs_one_task():
-    tasks = ["a", "b", "crash", "c", "d", "e"]
-    results = dict(read_ahead(_double, tasks, workers=2))
-    assert isinstance(results.pop("crash"), WorkerCrash)
-    assert results == {name: name * 2 for name in "abcde"}
 
 
 def test_all_48_orientations_and_formats_give_one_embedding(small_model, tmp_path, phantom_volume):

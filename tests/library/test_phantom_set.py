@@ -100,7 +100,7 @@ def test_more_people_are_added_and_nothing_is_made_twice(made, tmp_path):
         read(tmp_path, count=3, scans_each=2, shape=SHAPE)
 
 
-def test_processes_and_one_process_write_the_same(tmp_path):
+def test_processes_and_one_process_write_the_same(process_server, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     write_phantom_set(one, count=3, shape=SHAPE, workers=0)
     write_phantom_set(two, count=3, shape=SHAPE, workers=2)

@@ -227,7 +227,7 @@ def test_shards_end_near_the_wanted_size_and_lose_nothing(tmp_path):
     assert all(a["hu"].tobytes() == b["volume"] for a, b in zip(got, rows, strict=True))
 
 
-def test_several_processes_give_the_same_shards_as_one(scans, tmp_path):
+def test_several_processes_give_the_same_shards_as_one(process_server, scans, tmp_path):
     calls = []
     one = quick(scans, tmp_path / "one", shard_bytes=1)
     two = quick(scans, tmp_path / "two", shard_bytes=1, workers=2, progress=lambda *a: calls.append(a))
@@ -235,7 +235,7 @@ def test_several_processes_give_the_same_shards_as_one(scans, tmp_path):
     assert digests(tmp_path / "one") == digests(tmp_path / "two") and calls[-1] == (5, 5)
 
 
-def test_a_scan_that_kills_its_process_is_named_and_the_rest_is_done(scans, tmp_path):
+def test_a_scan_that_kills_its_process_is_named_and_the_rest_is_done(process_server, scans, tmp_path):
     """Built of picklable pieces, since the worker is another process."""
     killer = SimpleNamespace(
         name="killer",

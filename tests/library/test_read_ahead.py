@@ -1,0 +1,51 @@
+"""Work in processes: in order, a crash costs one task, and none outlives the one that gave it its tasks."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from voxelfm_hf.read_ahead import WorkerCrash, read_ahead
+
+PARENT = """
+import os, signal
+from tests.library.test_read_ahead import double
+from voxelfm_hf.read_ahead import read_ahead
+if __name__ == "__main__":
+    for task, result in read_ahead(double, range(100), workers=2):
+        if task == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def double(task):
+    if task == "crash":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return task * 2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_read_ahead_keeps_the_order(process_server, workers):
+    pairs = list(read_ahead(double, range(9), workers=workers))
+    assert pairs == [(n, 2 * n) for n in range(9)]
+
+
+def test_a_crashed_worker_costs_one_task(process_server):
+    tasks = ["a", "b", "crash", "c", "d", "e"]
+    results = dict(read_ahead(double, tasks, workers=2))
+    assert isinstance(results.pop("crash"), WorkerCrash)
+    assert results == {name: name * 2 for name in "abcde"}
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path):
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    root = str(Path(__file__).parents[2])
+    # Whoever is left would hold the pipe open, and the call would not return.
+    ended = subprocess.run(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": root}, timeout=60
+    )
+    assert ended.returncode == -signal.SIGKILL
