@@ -5,12 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from voxelfm_hf.eval.confounds.check import FIELDS, Confounds
-from voxelfm_hf.eval.plots.confounds import save_confounds
+from voxelfm_hf.eval.plots.confounds import STAGES, save_confounds
 from voxelfm_hf.eval.result_files import write_csv, write_json
 from voxelfm_hf.files import written_file
 from voxelfm_hf.markdown import table
-
-STAGES = ("before", "after", "after, neighbours")
 
 
 def write_confounds(folder: str | Path, found: Confounds, *, encoder: str, run: Mapping[str, Any]) -> Path:

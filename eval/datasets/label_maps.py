@@ -43,6 +43,33 @@ def make_label_maps(
     return failed
 
 
+def with_label_maps(
+    rows: Sequence[dict[str, Any]],
+    make: Callable[..., None],
+    jobs: Sequence[tuple[Any, ...]],
+    folder: Path,
+    *,
+    workers: int | None = None,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows whose label map could be made, and notes on the others.
+
+    Args:
+        rows: One a scan.
+        make: As in `make_label_maps`.
+        jobs: The same, one a row.
+        folder: Of the data set, for the message.
+        workers: As in `make_label_maps`.
+
+    Raises:
+        DatasetError: none could be made.
+    """
+    failed = make_label_maps(make, jobs, workers=workers)
+    kept = [row for row, job in zip(rows, jobs, strict=True) if job[-1] not in failed]
+    if not kept:
+        raise DatasetError(f"{folder}: no label map can be made ({next(iter(failed.values()))})")
+    return kept, [f"left out: {reason}" for reason in failed.values()]
+
+
 def merge_masks(masks: Sequence[str], names: Sequence[str], scan: str, out: str) -> None:
     """One label map of masks with a file a structure; where masks overlap the later structure wins.
 

@@ -9,9 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from voxelfm_hf.eval.datasets import About, BenchmarkData
-from voxelfm_hf.eval.datasets.label_maps import dicom_segmentation, make_label_maps
+from voxelfm_hf.eval.datasets.label_maps import dicom_segmentation, with_label_maps
 from voxelfm_hf.eval.datasets.tables import label_table, on_disk, required_rows, whole_scans
-from voxelfm_hf.volumes.errors import DatasetError
 
 ABOUT = About(
     title="Mediastinal-Lymph-Node-SEG (LNQ)",
@@ -57,15 +56,12 @@ def read(folder: str | Path, *, workers: int | None = None) -> BenchmarkData:
     ]
     rows, notes = on_disk(rows, folder, ABOUT)
     jobs = [_job(folder, row) for row in rows]
-    failed = make_label_maps(dicom_segmentation, jobs, workers=workers)
-    rows = [row for row, job in zip(rows, jobs, strict=True) if job[-1] not in failed]
-    if not rows:
-        raise DatasetError(f"{folder}: no label map can be made ({next(iter(failed.values()))})")
+    rows, left_out = with_label_maps(rows, dicom_segmentation, jobs, folder, workers=workers)
     return BenchmarkData(
         tasks=whole_scans(rows, folder),
         labels=label_table("Mediastinal-Lymph-Node-SEG", rows),
         folder=folder,
-        notes=[*notes, *(f"left out: {reason}" for reason in failed.values()), "most scans are annotated only in part"],
+        notes=[*notes, *left_out, "most scans are annotated only in part"],
         classes=CLASSES,
     )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from voxelfm_hf.eval.datasets import About, BenchmarkData
-from voxelfm_hf.eval.datasets.label_maps import make_label_maps, merge_masks
+from voxelfm_hf.eval.datasets.label_maps import merge_masks, with_label_maps
 from voxelfm_hf.eval.datasets.tables import age_years, label_table, on_disk, required_rows, whole_scans
 from voxelfm_hf.volumes.errors import DatasetError
 
@@ -98,17 +98,13 @@ def read(
         )
     rows, notes = on_disk(rows, folder, ABOUT)
     jobs = [_job(folder, row, structures) for row in rows]
-    failed = make_label_maps(merge_masks, jobs, workers=workers)
-    rows = [row for row, job in zip(rows, jobs, strict=True) if job[-1] not in failed]
-    notes += [f"left out: {reason}" for reason in failed.values()]
-    if not rows:
-        raise DatasetError(f"{folder}: no label map can be made ({next(iter(failed.values()))})")
+    rows, left_out = with_label_maps(rows, merge_masks, jobs, folder, workers=workers)
     return BenchmarkData(
         tasks=whole_scans(rows, folder),
         labels=label_table("TotalSegmentator", rows),
         folder=folder,
         subgroups=("sex", "age", "manufacturer"),
-        notes=notes,
+        notes=[*notes, *left_out],
         classes=("background", *structures),
     )
 

@@ -1,7 +1,5 @@
 """How long reading takes: NIfTI against `gzip -dc`, a DICOM series against GDCM's own reader; ratios of one run."""
 
-from __future__ import annotations
-
 import gzip
 import os
 import statistics
@@ -200,8 +198,3 @@ def write_series(folder: Path, volume: np.ndarray, *, compression: str = "uncomp
         if compression != "uncompressed":
             slice_.compress(COMPRESSIONS[compression], generate_instance_uid=False)
         slice_.save_as(folder / f"{z:04d}.dcm", enforce_file_format=True)
-
-
-if __name__ == "__main__":
-    for line in measure_reading():
-        print(line)
