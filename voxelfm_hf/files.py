@@ -1,5 +1,6 @@
 """Files and folders that are there whole or not at all."""
 
+import errno
 import os
 import re
 import shutil
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from voxelfm_hf.volumes.errors import VoxelFMError
+from voxelfm_hf.volumes.errors import StoreError, VoxelFMError
 
 
 @contextmanager
@@ -65,6 +66,31 @@ def written_folder(path: str | Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def only_writer(folder: str | Path) -> Iterator[None]:
+    """Keeps other runs out of a folder, which is made; the lock goes with the process, however it ends.
+
+    Raises:
+        StoreError: another run has it, or it cannot be written.
+    """
+    import fcntl
+
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = open(folder / ".lock", "w")  # noqa: SIM115 (held open for the whole run)
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be written: {error.strerror or type(error).__name__}") from None
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise StoreError(f"{folder} cannot be locked: {error.strerror}") from None
+            raise StoreError(f"another run is writing to {folder}: wait for it, or name another folder") from None
+        yield
 
 
 def _say_what_the_system_says(error: Exception, path: Path) -> None:

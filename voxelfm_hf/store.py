@@ -11,7 +11,6 @@ the scans it was working on.
 """
 
 import csv
-import errno
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -24,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from voxelfm_hf.files import written_file
+from voxelfm_hf.files import only_writer, written_file
 from voxelfm_hf.volumes.errors import StoreError, VoxelFMError
 
 ROWS_A_PART = 256
@@ -192,22 +191,9 @@ class StoreWriter(FeatureStore):
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keeps other runs out of a store; the lock goes with the process, however it ends."""
-    import fcntl
-
     if folder.is_dir() and not (folder / "run.json").is_file() and set(os.listdir(folder)) - {".lock"}:
         raise StoreError(f"{folder} exists and is not a feature store: name a new or empty folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = open(folder / ".lock", "w")  # noqa: SIM115 (held open for the whole run)
-    except OSError as error:
-        raise StoreError(f"{folder} cannot be written: {error.strerror or type(error).__name__}") from None
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise StoreError(f"{folder} cannot be locked: {error.strerror}") from None
-            raise StoreError(f"another run is writing to {folder}: wait for it, or name another store") from None
+    with only_writer(folder):
         yield
 
 

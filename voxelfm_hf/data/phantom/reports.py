@@ -199,8 +199,7 @@ _DENIALS = ("No {}.", "No evidence of {}.", "{} not seen.", "No sign of {}.", "N
 
 
 def report_findings(facts: PhantomFacts) -> dict[str, int]:
-    """What a report of a phantom states: 0 or 1 for each of the 18 findings that phantoms can have.
-    """
+    """What a report of a phantom states: 0 or 1 for each of the 18 findings that phantoms can have."""
     present = _present(facts)
     named = {wording.name: present[finding] for finding, wording in _WORDINGS.items()}
     return {**named, OPACITY: int(facts.lesion.type == "ground_glass")}

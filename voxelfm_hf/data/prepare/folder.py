@@ -4,8 +4,7 @@ import csv
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +15,6 @@ from voxelfm_hf.files import written_file
 from voxelfm_hf.volumes import StoreError
 
 logger = logging.getLogger(__name__)
-
-
-@contextmanager
-def alone_in(out: Path) -> Iterator[None]:
-    """Keep other runs out of the folder; the lock goes with the process, however it ends."""
-    import fcntl
-
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        handle = open(out / ".lock", "w")  # noqa: SIM115 (held open for the whole run)
-    except OSError as error:
-        raise StoreError(f"{out}: it cannot be written ({error.strerror}); name another folder.") from None
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise StoreError(
-                f"{out}: another run is preparing data there; wait for it or name another folder."
-            ) from None
-        yield
 
 
 def check_settings(out: Path, settings: JobSettings) -> None:

@@ -22,7 +22,6 @@ import numpy as np
 
 from voxelfm_hf.data.prepare.folder import (
     add_names,
-    alone_in,
     check_settings,
     drop_repeated,
     known_scans,
@@ -35,6 +34,7 @@ from voxelfm_hf.data.shards import SHARD_BYTES, read_small
 from voxelfm_hf.data.skips import SkipLog
 from voxelfm_hf.data.stream.opening import open_source
 from voxelfm_hf.data.stream.sources import OpenSource, StreamSource
+from voxelfm_hf.files import only_writer
 from voxelfm_hf.modeling.resampling_voxelfm import HU_RANGE, MIN_SPACING_MM
 from voxelfm_hf.volumes import StoreError, find_scans
 
@@ -124,7 +124,7 @@ def prepare(
         anonymous_ids=anonymous_ids,
     )
     _check_inside(out, Path(settings.salt_file))
-    with alone_in(out):
+    with only_writer(out):
         summary = _prepare(out, settings, _sources(sources, columns, name), seed, workers, progress)
         if describe and summary.scans:
             from voxelfm_hf.data.describe import describe as characterise
