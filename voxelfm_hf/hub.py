@@ -1,6 +1,7 @@
 """Models by name: local folders, Hub repositories, and the published checkpoint, which is converted once."""
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,15 +47,34 @@ def load(model: str | Path, *, revision: str | None = None, **kwargs):
         return _adapted(folder, **kwargs)
     if not (Path(folder) / "config.json").is_file():
         raise ModelError(f"{model} has no config.json: it is not a model folder of transformers")
-    try:
+    with loading(model, "a VoxelFM model"):
         network = AutoModel.from_pretrained(folder, **kwargs)
         processor = AutoImageProcessor.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"{model} cannot be loaded as a VoxelFM model: {reason}") from None
     if network.config.model_type != "voxelfm":
         raise ModelError(f"{model} is a {network.config.model_type} model, not a VoxelFM one")
     return network.eval(), processor
+
+
+@contextmanager
+def loading(name: str | Path, what: str) -> Iterator[None]:
+    """Turns whatever a damaged or foreign model folder makes its readers raise into one sentence.
+
+    Args:
+        name: The folder or repository.
+        what: What it is loaded as, with its article.
+
+    Raises:
+        ModelError: in place of the errors of transformers, peft, torch and safetensors.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        raise ModelError(f"{name} holds damaged weights ({error}): copy or download it again") from None
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"{name} cannot be loaded as {what}: {reason}") from None
 
 
 def resolve_model(model: str | Path, *, revision: str | None = None) -> Path:
@@ -89,22 +109,24 @@ def _adapted(folder: Path, **kwargs):
 
     if not (folder / "adapter_model.safetensors").is_file():
         raise ModelError(f"{folder} holds no adapter_model.safetensors: other formats are not opened")
-    base = json.loads((folder / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path")
+    facts = folder / TUNING_FACTS
+    with loading(folder, "LoRA adapters"):
+        base = json.loads((folder / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path")
+        expected = json.loads(facts.read_text()).get("base_hash") if facts.is_file() else None
     # Of a local base only the last part of its path is written down.
     beside = [place / str(base) for place in (folder.parent, folder.parent.parent)]
     found = next((place for place in beside if base and place.is_dir()), base)
     if not found or (found is base and base != EMBEDDED and "/" not in str(base)):
         raise ModelError(f"{folder} holds adapters of a local model named {base}: put that model's folder beside it")
-    facts = folder / TUNING_FACTS
-    expected = json.loads(facts.read_text()).get("base_hash") if facts.is_file() else None
     if expected and weight_hash(resolve_model(found)) != expected:
         raise ModelError(
             f"{folder} holds adapters of other weights than those of {found}: put the right base beside it"
         )
     network, processor = load(found, **kwargs)
-    merged = PeftModel.from_pretrained(network, str(folder)).merge_and_unload()
-    if (folder / "preprocessor_config.json").is_file():
-        processor = AutoImageProcessor.from_pretrained(folder)
+    with loading(folder, "LoRA adapters"):
+        merged = PeftModel.from_pretrained(network, str(folder)).merge_and_unload()
+        if (folder / "preprocessor_config.json").is_file():
+            processor = AutoImageProcessor.from_pretrained(folder)
     return merged.eval(), processor
 
 
@@ -166,7 +188,7 @@ def weight_hash(folder: str | Path) -> str:
     if not files:
         raise ModelError(f"{folder} holds no safetensors weights")
     where = {}
-    with ExitStack() as stack:
+    with loading(folder, "a model"), ExitStack() as stack:
         for file in files:
             opened = stack.enter_context(safe_open(file, framework="pt"))
             where.update(dict.fromkeys(opened.keys(), opened))

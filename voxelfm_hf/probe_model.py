@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from voxelfm_hf.files import written_folder
-from voxelfm_hf.hub import EMBEDDED, load, resolve_model, weight_hash
+from voxelfm_hf.hub import EMBEDDED, load, loading, resolve_model, weight_hash
 from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMImageProcessor
 from voxelfm_hf.modeling.modeling_voxelfm_classifier import VoxelFMForImageClassification
@@ -37,10 +37,8 @@ def load_with_probe(
     if is_classifier(folder):
         composed, processor = open_classifier(folder)
         return composed.probe, composed.voxelfm, processor
-    try:
+    with loading(probe, "a probe"):
         head = VoxelFMProbe.from_pretrained(folder).eval()
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{probe} cannot be loaded as a probe: {str(error).strip().splitlines()[0]}") from None
     config = head.config
     base = model or config.base_model_name_or_path
     if base is None:
@@ -133,11 +131,9 @@ def is_classifier(folder: Path) -> bool:
 
 def open_classifier(folder: Path) -> tuple[VoxelFMForImageClassification, VoxelFMImageProcessor]:
     """A folder of backbone and head in one; ModelError where it cannot be loaded."""
-    try:
+    with loading(folder, "a probe with its backbone"):
         composed = VoxelFMForImageClassification.from_pretrained(folder).eval()
         processor = VoxelFMImageProcessor.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{folder} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
     set_up_processor(processor, composed.probe.config)
     return composed, processor
 

@@ -11,7 +11,7 @@ import torch
 from voxelfm_hf.cards import PARTS_CONTAINED, PARTS_NAMED
 from voxelfm_hf.data.reports.reduction import reduce_report
 from voxelfm_hf.files import written_folder
-from voxelfm_hf.hub import EMBEDDED, inference_dtype, load, resolve_model, weight_hash
+from voxelfm_hf.hub import EMBEDDED, inference_dtype, load, loading, resolve_model, weight_hash
 from voxelfm_hf.modeling.configuration_voxelfm_report import VoxelFMReportConfig
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMGeometry
 from voxelfm_hf.modeling.modeling_voxelfm_report import VoxelFMForReportGeneration
@@ -69,7 +69,7 @@ class ReportWriter:
         folder = resolve_model(model)
         if not (folder / "config.json").is_file():
             raise ModelError(f"{model} has no config.json: it is not a model folder of transformers")
-        try:
+        with loading(model, "a report model"):
             config = VoxelFMReportConfig.from_pretrained(folder)
             if config.model_type != "voxelfm_report" or not hasattr(config, "num_image_tokens"):
                 raise ModelError(f"{model} is no report model: train one with voxelfm_hf.training.report")
@@ -92,8 +92,6 @@ class ReportWriter:
             self.model = VoxelFMForReportGeneration.from_pretrained(folder, config=config, **options).to(device).eval()
             self.processor = VoxelFMReportProcessor.from_pretrained(folder)
             self.folder = folder
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"{model} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
         self.model.generation_config.update(do_sample=False, temperature=None, top_p=None, top_k=None)
         self.device = device
 

@@ -10,6 +10,7 @@ import torch
 from tests.library.loopback_hub import hub_environment, loopback_hub
 from voxelfm_hf import load
 from voxelfm_hf.hub import weight_hash
+from voxelfm_hf.probe_model import load_with_probe
 from voxelfm_hf.volumes.errors import ModelError
 
 PRINT_HASH = (
@@ -80,6 +81,25 @@ def test_names_that_cannot_be_loaded_are_one_sentence(tmp_path, small_model):
         with pytest.raises(ModelError, match=message) as error:
             load(name)
         assert "\n" not in str(error.value)
+
+
+def test_damaged_weights_and_adapters_are_one_sentence(tmp_path, small_model):
+    shutil.copytree(small_model, tmp_path / "short")
+    weights = tmp_path / "short" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])  # a download that broke off
+    for name in ("unreadable", "incomplete"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_model.safetensors").write_bytes(bytes(50))
+    (tmp_path / "unreadable" / "adapter_config.json").write_text("{bad")
+    (tmp_path / "incomplete" / "adapter_config.json").write_text('{"base_model_name_or_path": "tiny"}')
+    for use in (load, weight_hash, load_with_probe):
+        with pytest.raises(ModelError, match="damaged weights|cannot be loaded"):
+            use(tmp_path / "short")
+    with pytest.raises(ModelError, match="short holds damaged weights .*download it again"):
+        load(tmp_path / "short")
+    for name in ("unreadable", "incomplete"):
+        with pytest.raises(ModelError, match="cannot be loaded as LoRA adapters"):
+            load(tmp_path / name)
 
 
 def test_weight_hash_sees_every_value_but_not_the_file_layout(small_model, tmp_path):
