@@ -1,25 +1,24 @@
 """Train, validation and test rows by patient and study, and growing subsets of the training patients."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from voxelfm_hf.eval.labels import PATIENT_COLUMNS, STUDY_COLUMNS, LabelTable
 from voxelfm_hf.volumes.errors import LabelError
 
 SPLITS = ("train", "val", "test")
+# Of the groups, where splits are drawn.
+SHARES = (0.7, 0.1, 0.2)
 ALIASES = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "testing": "test"}
 
 
-def patient_groups(
-    labels: LabelTable, *, patient_column: str | None = None, study_column: str | None = None
-) -> np.ndarray:
+def patient_groups(labels: LabelTable, *, patient_column: str | None = None) -> np.ndarray:
     """A group number for each row: rows of one patient, or of one study, have the same.
+
+    The study is the first of the columns study_id, study, study_uid, accession that exists.
 
     Args:
         labels: The labels.
         patient_column: By default the first of patient_id, patient, subject_id, subject that exists.
-        study_column: By default the first of study_id, study, study_uid, accession that exists.
 
     Returns:
         (n,) integers from 0; every row its own group when there is neither column.
@@ -32,7 +31,7 @@ def patient_groups(
             row = parent[row]
         return row
 
-    chosen = (patient_column or labels.first_of(PATIENT_COLUMNS), study_column or labels.first_of(STUDY_COLUMNS))
+    chosen = (patient_column or labels.first_of(PATIENT_COLUMNS), labels.first_of(STUDY_COLUMNS))
     for column in chosen:
         if column is None:
             continue
@@ -49,7 +48,6 @@ def split_rows(
     groups: np.ndarray,
     *,
     split_column: str = "split",
-    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
     seed: int = 0,
 ) -> np.ndarray:
     """The split of each row: the table's own, or drawn by group.
@@ -58,7 +56,6 @@ def split_rows(
         labels: The labels.
         groups: (n,) group numbers from `patient_groups`.
         split_column: Column with train, val (validation, valid, dev) or test, used when it exists.
-        fractions: Shares of the groups for train, val and test when they are drawn.
         seed: Of the draw.
 
     Returns:
@@ -84,7 +81,7 @@ def split_rows(
                 "all their scans in one"
             )
     else:
-        splits = _drawn(labels, groups, fractions, seed)
+        splits = _drawn(labels, groups, seed)
     for needed in ("train", "test"):
         if not (splits == needed).any():
             raise LabelError(f"{labels.source}: no row is in the {needed} split")
@@ -111,12 +108,11 @@ def training_subset(rows: np.ndarray, groups: np.ndarray, *, fraction: float, se
     return np.sort(rows[np.isin(groups[rows], kept)])
 
 
-def _drawn(labels: LabelTable, groups: np.ndarray, fractions: Sequence[float], seed: int) -> np.ndarray:
+def _drawn(labels: LabelTable, groups: np.ndarray, seed: int) -> np.ndarray:
+    """Splits by group in the shares of `SHARES`."""
     names = np.unique(groups)
-    counts = [round(fractions[1] * len(names)), round(fractions[2] * len(names))]
-    needed = [index for index, share in enumerate(fractions) if share > 0]
-    held = [len(names) - sum(counts), *counts]
-    if any(held[index] < 1 for index in needed):
+    counts = [round(SHARES[1] * len(names)), round(SHARES[2] * len(names))]
+    if min(len(names) - sum(counts), *counts) < 1:
         raise LabelError(
             f"{labels.source}: {len(names)} patients are too few for train, val and test: label more, or give a split "
             "column"

@@ -51,7 +51,7 @@ def _sheet(benchmark: FinishedBenchmark, task: str, encoder: str, data: Benchmar
     def shown(identifier: str, match: bool | None) -> Shown:
         volume, centre, edge = _scan(data, identifier)
         label = target if positive.get(identifier) else f"not {target}"
-        return Shown(volume, label.replace("_", " "), None, match, centre, edge)
+        return Shown(volume, label.replace("_", " "), match, centre, edge)
 
     lines = [
         (shown(row["id"], None), [shown(n, positive.get(n, False)) for n in row["neighbours"][:NEIGHBOURS]])

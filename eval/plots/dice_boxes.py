@@ -21,16 +21,12 @@ from voxelfm_hf.eval.plots.style import (
 BOXES_A_ROW = 30
 
 
-def save_dice_boxes(
-    path: str | Path, scores: Mapping[str, Mapping[str, np.ndarray]], *, heading: str = "", measure: str = "Dice"
-) -> Path:
+def save_dice_boxes(path: str | Path, scores: Mapping[str, Mapping[str, np.ndarray]]) -> Path:
     """Draws quartiles with whiskers to 1.5 interquartile ranges, and every scan as a point.
 
     Args:
         path: The PNG.
         scores: Encoder -> class -> (scans,) values; NaN where a class was not annotated.
-        heading: Title.
-        measure: What the values are.
 
     Returns:
         The path.
@@ -58,8 +54,8 @@ def save_dice_boxes(
         if max(len(name) for name in inside) * len(inside) > 80:
             axis.tick_params(axis="x", rotation=35)
         axis.set(xlim=(-0.5, per_row - 0.5), ylim=(-0.02, 1.02))
-        labels(axis, "", f"{measure} of a scan")
-    title(cells[0], heading or f"{measure} by class (n: scans where it is annotated)")
+        labels(axis, "", "Dice of a scan")
+    title(cells[0], "Dice by class (n: scans where it is annotated)")
     if len(scores) > 1:
         shared_legend(figure, cells[0])
     return save(figure, path)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 BODY_HU, MARGIN_MM = -500, 10.0
 SURROUNDINGS_MM = 20.0
+WIDTH_PX = 1200
 TRUE_COLOUR, FOUND_COLOUR = "#56B4E9", "#E69F00"
 
 
@@ -27,9 +28,7 @@ def save_segmentation_overlay(
     predicted: np.ndarray,
     *,
     names: Mapping[int, str] | None = None,
-    window: str = "soft tissue",
     heading: str | None = None,
-    width_px: int = 1200,
 ) -> Path:
     """Draws three planes twice: the reference above, the prediction below, through the middle of the reference.
 
@@ -39,9 +38,7 @@ def save_segmentation_overlay(
         reference: (D, H, W) classes on its grid.
         predicted: (D, H, W) classes on its grid.
         names: Class number -> name.
-        window: Name from WINDOWS_HU.
         heading: Title; no id of the scan is shown.
-        width_px: Width of the picture.
 
     Returns:
         The path.
@@ -58,10 +55,10 @@ def save_segmentation_overlay(
     layers = {name: LabelLayer(np.asarray(labels), dict(names or {})) for name, labels in rows.items()}
     centre = layers["reference"].best_index() or layers["prediction"].best_index()
     centre = centre or (volume.hu.shape[0] // 2, volume.hu.shape[1] // 2, volume.hu.shape[2] // 2)
-    sheet = Sheet(volume, rows=2, projections=False, width_px=width_px)
+    sheet = Sheet(volume, rows=2, projections=False, width_px=WIDTH_PX)
     for row, (name, layer) in enumerate(layers.items()):
         for column, plane in enumerate(PLANES):
-            image = slice_image(volume, plane, centre[plane.axis], WINDOWS_HU[window], [layer])
+            image = slice_image(volume, plane, centre[plane.axis], WINDOWS_HU["soft tissue"], [layer])
             sheet.panel(row, column, plane, image, caption=f"{name}\n{plane.name}" if column == 0 else plane.name)
     sheet.header(heading, layers["reference"], None)
     return save_figure(sheet.figure, path)
@@ -75,7 +72,6 @@ def save_localization_overlay(
     *,
     window: str | None = None,
     heading: str | None = None,
-    width_px: int = 1200,
 ) -> Path:
     """Draws three planes through the true point with both points; the predicted one is projected onto each plane.
 
@@ -86,7 +82,6 @@ def save_localization_overlay(
         found_lps: x, y, z in mm.
         window: Name from WINDOWS_HU; by default that of lung where the true point lies in lung, else of soft tissue.
         heading: Title; the distance is added.
-        width_px: Width of the picture.
 
     Returns:
         The path.
@@ -97,7 +92,7 @@ def save_localization_overlay(
     distance = float(np.linalg.norm(np.subtract(true_lps, found_lps)))
     centre = np.clip(np.rint(true), 0, np.array(volume.hu.shape) - 1).astype(int)
     window = window or _window_round(volume, centre)
-    sheet = Sheet(volume, rows=1, projections=False, width_px=width_px)
+    sheet = Sheet(volume, rows=1, projections=False, width_px=WIDTH_PX)
     for column, plane in enumerate(PLANES):
         image = slice_image(volume, plane, int(centre[plane.axis]), WINDOWS_HU[window], [])
         off = (found - true)[plane.axis] * volume.spacing[plane.axis]

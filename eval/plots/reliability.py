@@ -26,7 +26,7 @@ COLUMNS = 2
 MAX_BARS = 2
 
 
-def save_reliability(path: str | Path, targets: Mapping[str, Mapping[str, Scored]], *, bins: int = BINS) -> Path:
+def save_reliability(path: str | Path, targets: Mapping[str, Mapping[str, Scored]]) -> Path:
     """Draws observed frequency against predicted probability, and below how the probabilities are spread.
 
     Bins are those of the expected calibration error (equal width); a point stands at the mean probability of its bin,
@@ -35,7 +35,6 @@ def save_reliability(path: str | Path, targets: Mapping[str, Mapping[str, Scored
     Args:
         path: The PNG.
         targets: Target -> encoder -> its probabilities.
-        bins: Number of bins.
 
     Returns:
         The path.
@@ -59,8 +58,8 @@ def save_reliability(path: str | Path, targets: Mapping[str, Mapping[str, Scored
             rows, look = given.known(), shown[encoder]
             if not len(rows.labels):
                 continue
-            error = float(expected_calibration_error(rows.labels, rows.scores, bins=bins))
-            means, rates, low, high, _ = reliability(rows.labels, rows.scores, bins=bins)
+            error = float(expected_calibration_error(rows.labels, rows.scores, bins=BINS))
+            means, rates, low, high, _ = reliability(rows.labels, rows.scores)
             name = plain(f"{encoder}: ECE {error:.3f}, n {len(rows.labels)}")
             above.errorbar(
                 means,
@@ -75,7 +74,7 @@ def save_reliability(path: str | Path, targets: Mapping[str, Mapping[str, Scored
                 capsize=2,
                 label=name,
             )
-            edges = np.linspace(0, 1, bins + 1)
+            edges = np.linspace(0, 1, BINS + 1)
             below.hist(rows.scores, bins=edges.tolist(), histtype="step", color=look.colour, linewidth=1.4)
         above.set_ylim(-0.02, 1.02 + 0.085 * len(by_encoder))  # room for the legend
         above.set_yticks(np.linspace(0, 1, 6))

@@ -23,7 +23,6 @@ class Shown:
     Args:
         volume: What to show.
         label: Its finding in words; no id, as ids can identify a patient.
-        similarity: Cosine similarity to the query, where it is to be shown.
         match: Whether it has the finding of the query.
         centre_lps: Where to cut, x, y, z in mm; by default the middle of the body.
         edge_mm: Edge of the square that is shown round the centre; by default the whole slice.
@@ -31,15 +30,12 @@ class Shown:
 
     volume: Volume
     label: str
-    similarity: float | None = None
     match: bool | None = None
     centre_lps: Sequence[float] | None = None
     edge_mm: float | None = None
 
 
-def save_retrieval_sheet(
-    path: str | Path, rows: Sequence[tuple[Shown, Sequence[Shown]]], *, window: str = "lung", heading: str = ""
-) -> Path:
+def save_retrieval_sheet(path: str | Path, rows: Sequence[tuple[Shown, Sequence[Shown]]], *, heading: str) -> Path:
     """Draws one line a query: the axial slice of the query, then its neighbours by falling similarity.
 
     A frame is blue where the neighbour has the query's finding and vermilion, dashed, where it has not.
@@ -47,7 +43,6 @@ def save_retrieval_sheet(
     Args:
         path: The PNG.
         rows: (query, neighbours) pairs.
-        window: Name from WINDOWS_HU.
         heading: Title.
 
     Returns:
@@ -74,7 +69,7 @@ def save_retrieval_sheet(
                 (left / width, (top - tile + 0.1) / height, (tile - 0.1) / width, (tile - 0.1) / height)
             )
             axis.set_axis_off()
-            axis.imshow(_square(shown, window), interpolation="bilinear", extent=(0, 1, 0, 1), aspect="auto")
+            axis.imshow(_square(shown), interpolation="bilinear", extent=(0, 1, 0, 1), aspect="auto")
             frame = QUERY if place == 0 else MATCH if shown.match else MISS
             axis.add_patch(
                 Rectangle(
@@ -83,13 +78,12 @@ def save_retrieval_sheet(
                 )
             )  # fmt: skip
             rank = "query" if place == 0 else f"neighbour {place}"
-            score = "" if shown.similarity is None else f", {shown.similarity:.2f}"
-            text = plain(f"{rank}{score}\n{shown.label}")
+            text = plain(f"{rank}\n{shown.label}")
             axis.text(0, -0.04, text, color=TEXT, fontsize=7, va="top", transform=axis.transAxes)
     return save(figure, path, background=PAGE)
 
 
-def _square(shown: Shown, window: str) -> np.ndarray:
+def _square(shown: Shown) -> np.ndarray:
     """(n, n, 3) pixels of equal size in mm: the slice, cut to a square or padded to one with black."""
     volume = shown.volume
     if shown.centre_lps is None:
@@ -97,7 +91,7 @@ def _square(shown: Shown, window: str) -> np.ndarray:
     else:
         index = np.linalg.solve(volume.affine, [*shown.centre_lps, 1.0])[:3]
     z = int(np.clip(np.rint(index[0]), 0, len(volume.hu) - 1))
-    image = slice_image(volume, PLANES[0], z, WINDOWS_HU[window], [])
+    image = slice_image(volume, PLANES[0], z, WINDOWS_HU["lung"], [])
     _, down_mm, across_mm = volume.spacing
     size = np.array(image.shape[:2]) * (down_mm, across_mm)
     edge = float(shown.edge_mm or size.max())

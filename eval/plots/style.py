@@ -53,11 +53,11 @@ def new_figure(width: float, height: float) -> "Figure":
     return figure
 
 
-def panels(count: int, *, width: float = 4.2, height: float = 3.8) -> tuple["Figure", list["Axes"]]:
+def panels(count: int, *, height: float = 3.8) -> tuple["Figure", list["Axes"]]:
     """A figure of `count` equal panels, each dressed, two in a row (three beyond six); unused cells are blank."""
     across = min(count, 2 if count <= 6 else 3)
     down = math.ceil(count / across)
-    figure = new_figure(max(width * across, 5.0), height * down)
+    figure = new_figure(max(4.2 * across, 5.0), height * down)
     cells = list(figure.subplots(down, across, squeeze=False).ravel())
     for axis in cells[count:]:
         axis.set_axis_off()

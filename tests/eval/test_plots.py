@@ -178,7 +178,7 @@ def test_pictures_of_answers(tmp_path):
         save_segmentation_overlay(tmp_path / "maps.png", volume, labels[1:], labels)
     middle = (volume.affine @ [*(np.array(volume.hu.shape) / 2), 1])[:3]
     drawn(save_localization_overlay(tmp_path / "point.png", volume, middle, middle + 1e4))
-    query, near = Shown(volume, "effusion"), Shown(volume, "none", 0.5, False, middle, 60.0)
+    query, near = Shown(volume, "effusion"), Shown(volume, "none", False, middle, 60.0)
     drawn(save_retrieval_sheet(tmp_path / "sheet.png", [(query, [near, near]), (query, [near])], heading="nearest"))
 
 
