@@ -23,7 +23,7 @@ MAX_WITH_INTERVALS = 3
 
 
 @dataclass(frozen=True)
-class Finished:
+class Outcome:
     """What the command shows.
 
     Attributes:
@@ -42,7 +42,7 @@ def run_recipe(
     out: Path,
     quick: bool = False,
     progress: Progress = lambda what, done, total: None,
-) -> Finished:
+) -> Outcome:
     """Runs a recipe, or goes on with an interrupted run of it.
 
     Args:
@@ -67,7 +67,7 @@ def run_recipe(
     failures = [f"{' '.join(part for part in key if part)}: {reason}" for key, reason in run.failures.items()]
     if len(failures) > FAILURES_SHOWN:
         failures = [*failures[:FAILURES_SHOWN], f"{len(failures) - FAILURES_SHOWN} more in {out / 'failures.csv'}"]
-    return Finished(_tables(recipe, results), failures)
+    return Outcome(_tables(recipe, results), failures)
 
 
 def read_data(recipe: BenchmarkRecipe, folder: Path | None) -> BenchmarkData:

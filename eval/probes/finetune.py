@@ -152,7 +152,7 @@ class Tuner:
 
 
 @dataclass(frozen=True)
-class Finished:
+class TunedFiles:
     """What a fine-tuning left.
 
     Attributes:
@@ -184,7 +184,7 @@ def finetune_and_save(
     settings: FinetuneSettings | None = None,
     options: EmbedOptions = EmbedOptions(),  # noqa: B008 (frozen)
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
-) -> Finished | None:
+) -> TunedFiles | None:
     """From scans and labels to a fine-tuned model with its probe; run again after an interruption, it goes on.
 
     Args:
@@ -234,7 +234,7 @@ def finetune_and_save(
             setattr(processor, name, value)
     backbone = save_backbone(out, tuned.finetuned, processor, base=model)
     save_probe(out / PROBE, tuned.probe, reports, tuned.data, predictions)
-    return Finished(backbone, out / PROBE, reports, frozen, tuned.cost)
+    return TunedFiles(backbone, out / PROBE, reports, frozen, tuned.cost)
 
 
 def _reports(module: Any, tuned: Tuned, test: np.ndarray) -> tuple[dict[str, dict], Any]:

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from voxelfm_hf.data.phantom.scan_set import write_phantom_set
 from voxelfm_hf.data.reports import read_reports, read_rows
 from voxelfm_hf.data.reports.reduction import report_target
-from voxelfm_hf.eval.benchmark.run import Finished
+from voxelfm_hf.eval.benchmark.run import Outcome
 from voxelfm_hf.eval.labeller import FINDINGS
 from voxelfm_hf.eval.reports.baselines import constant_report, probe_reports, retrieved_reports, tokens_of
 from voxelfm_hf.eval.reports.card import EXAMPLES, write_report_card
@@ -114,7 +114,7 @@ class ReportData:
         return np.flatnonzero(self.splits == split)
 
 
-def run(name: str | Path, data: Path | None, out: Path, quick: bool = False) -> Finished:
+def run(name: str | Path, data: Path | None, out: Path, quick: bool = False) -> Outcome:
     """Runs a report recipe, or goes on with an interrupted run of it.
 
     Args:
@@ -286,7 +286,7 @@ def _score(
     data: ReportData,
     out: Path,
     name: str | Path,
-) -> Finished:
+) -> Outcome:
     """results.csv, results.md, examples.md, the adapter's card and the table for the terminal."""
     rows: list[dict[str, Any]] = []
     visible = _visible(out)
@@ -327,7 +327,7 @@ def _score(
             synthetic=data.synthetic,
             command=f"voxelfm benchmark {Path(name).name} --out OUT",
         )
-    return Finished([terminal_table(rows)], [])
+    return Outcome([terminal_table(rows)], [])
 
 
 def _visible(out: Path) -> list[str]:

@@ -9,7 +9,16 @@ from safetensors.numpy import load_file
 from scipy import ndimage, stats
 from sklearn import metrics as oracle
 
-from voxelfm_hf.eval.metrics import binary, continuous, localization, multiclass, retrieval, segmentation, survival
+from voxelfm_hf.eval.metrics import (
+    binary,
+    catalogue,
+    continuous,
+    localization,
+    multiclass,
+    retrieval,
+    segmentation,
+    survival,
+)
 
 
 @pytest.fixture(scope="module")
@@ -256,3 +265,22 @@ def test_point_errors():
         np.array([[30.0, 40, 0]]), np.zeros((1, 3)), extent_mm=np.array([[100.0, 100, 50]])
     )
     assert found == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "title", "error", "chance"),
+    [
+        ("auroc", "AUROC", False, 0.5),
+        ("sensitivity_at_specificity_0.9", "sensitivity at specificity 0.9", False, None),
+        ("auroc_at_365", "AUROC at time 365", False, None),
+        ("mae", "mean absolute error", True, None),
+        ("r2", "R²", False, 0.0),
+        ("recall_at_10", "Recall@10", False, None),
+        ("error_mm", "mean error (mm)", True, None),
+        ("hd95_left_lung", "HD95 (mm) of left_lung", True, None),
+        ("dice_voxel_weighted", "voxel-weighted Dice", False, None),
+        ("rouge_l", "rouge l", False, None),
+    ],
+)
+def test_tables_and_figures_find_what_is_said_of_a_metric_by_its_name(name, title, error, chance):
+    assert (catalogue.metric_title(name), catalogue.is_error(name), catalogue.chance_of(name)) == (title, error, chance)

@@ -1,4 +1,5 @@
 import csv
+import inspect
 import json
 from itertools import combinations
 
@@ -9,12 +10,14 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from voxelfm_hf.eval.labels import LabelTable, read_labels
+from voxelfm_hf.eval.metrics.catalogue import find_measure
 from voxelfm_hf.eval.probes.run import fit_and_evaluate, save_probe
 from voxelfm_hf.eval.tasks import load_task, task_names
 from voxelfm_hf.eval.tasks.grid import fit_grid
 from voxelfm_hf.eval.tasks.localization import to_lps, to_normalised
 from voxelfm_hf.eval.tasks.retrieval import pool_recall
 from voxelfm_hf.eval.tasks.segmentation import on_patch_grid, read_mask
+from voxelfm_hf.modeling.configuration_voxelfm_probe import HEADS_OF_TASK
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.store import FeatureStore, StoreWriter
 from voxelfm_hf.training.probe.settings import ProbeSettings
@@ -355,7 +358,19 @@ def test_a_store_without_patches_and_unknown_tasks(made, labels, tmp_path):
     with pytest.raises(RecipeError, match="there is no task triage: choose one of classification, localization"):
         load_task("triage")
     expected = ["classification", "localization", "regression", "retrieval", "segmentation", "survival"]
-    assert [name for name in task_names() if name != "report"] == expected
+    assert task_names() == expected
+
+
+@pytest.mark.parametrize("name", task_names())
+def test_a_task_has_what_probes_cards_and_the_benchmark_take_from_its_file(name):
+    """Nothing else lists the tasks: a new file with these names is in every command."""
+    task = load_task(name)
+    for function in ("read", "fit", "predict", "evaluate", "columns", "judge", "main_metric"):
+        assert callable(getattr(task, function))
+    assert isinstance(task.HAS_MACRO, bool) and find_measure(task.main_metric({}))
+    if name in HEADS_OF_TASK:
+        assert task.ANSWER and callable(task.counts) and all(find_measure(metric) for metric in task.HEADLINES)
+        assert inspect.signature(task.read).parameters["head"].default == HEADS_OF_TASK[name][0]
 
 
 def test_missing_scans_are_left_out_only_when_allowed(store, labels):
