@@ -53,7 +53,7 @@ def run_recipe(
         progress: Told what is done.
     """
     if _is_of_reports(name):
-        from voxelfm_hf.eval.reports import benchmark as report_benchmark  # type: ignore[attr-defined]
+        from voxelfm_hf.eval.reports import benchmark as report_benchmark
 
         return report_benchmark.run(name, data, out, quick)
     recipe = read_recipe(name, quick=quick)
