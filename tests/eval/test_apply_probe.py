@@ -3,17 +3,14 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
+from tests.eval.small_model import save_small_model
 from voxelfm_hf.data.phantom import make_phantom
 from voxelfm_hf.eval.labels import read_labels
 from voxelfm_hf.eval.probes.apply import ProbeReader
 from voxelfm_hf.eval.tasks import load_task
 from voxelfm_hf.features import EmbedOptions, Task, embed_scans
-from voxelfm_hf.modeling.configuration_voxelfm import VoxelFMConfig
 from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
-from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMImageProcessor
-from voxelfm_hf.modeling.modeling_voxelfm import VoxelFMModel
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.scan_list import Region, list_scans
 from voxelfm_hf.store import FeatureStore
@@ -28,10 +25,7 @@ QUICK = ProbeSettings(epochs=2, batch_size=2, evaluate_every=1)
 def made(tmp_path_factory):
     """Six small volumes, a tiny model with random weights, and the store of both with patches."""
     folder = tmp_path_factory.mktemp("made")
-    torch.manual_seed(0)
-    config = VoxelFMConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, patch_size=8, image_size=16)
-    VoxelFMModel(config).save_pretrained(folder / "model")
-    VoxelFMImageProcessor(patch_size=8, crop_background=False, max_patches=60).save_pretrained(folder / "model")
+    save_small_model(folder / "model", patch_size=8, max_patches=60)
     rng = np.random.default_rng(0)
     (folder / "scans").mkdir()
     rows = []
@@ -117,9 +111,7 @@ def test_the_wrong_or_an_unknown_backbone_is_refused(made, tmp_path):
     folder, _ = fitted(made, "classification", targets=["sick"])
     with pytest.raises(ModelError, match="local folder named model: say where that model is"):
         ProbeReader(folder)
-    torch.manual_seed(1)
-    config = VoxelFMConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, patch_size=8, image_size=16)
-    VoxelFMModel(config).save_pretrained(tmp_path / "other")
+    save_small_model(tmp_path / "other", patch_size=8, seed=1)
     with pytest.raises(ModelError, match="embed the scans with that model"):
         ProbeReader(folder, model=tmp_path / "other")
     (tmp_path / "broken").mkdir()

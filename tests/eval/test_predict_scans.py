@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from voxelfm_hf import VoxelFMConfig, VoxelFMImageProcessor, VoxelFMModel
+from tests.eval.small_model import save_small_model
 from voxelfm_hf.eval.probes.apply import ProbeReader
 from voxelfm_hf.eval.probes.predict_scans import predict_scans
 from voxelfm_hf.features import Task
@@ -23,12 +23,7 @@ from voxelfm_hf.volumes.errors import VoxelFMError
 def made(tmp_path_factory):
     """Three scans in different orientations, one of them damaged, and a small model."""
     folder = tmp_path_factory.mktemp("made")
-    torch.manual_seed(0)
-    config = VoxelFMConfig(
-        hidden_size=24, num_hidden_layers=1, num_attention_heads=2, patch_size=4, image_size=8, layerscale_value=1.0
-    )
-    VoxelFMModel(config).save_pretrained(folder / "model")
-    VoxelFMImageProcessor(patch_size=4, crop_background=False, max_patches=100).save_pretrained(folder / "model")
+    save_small_model(folder / "model")
     rng = np.random.default_rng(0)
     (folder / "scans").mkdir()
     for name, signs in (("a", (1, 1, 1)), ("b", (-1, 1, -1))):

@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from typer.testing import CliRunner
 
-from voxelfm_hf import VoxelFMConfig, VoxelFMImageProcessor, VoxelFMModel, read_volume
+from tests.eval.small_model import save_small_model
+from voxelfm_hf import read_volume
 from voxelfm_hf.cli import app
 from voxelfm_hf.eval.search.query import query_vector, stored_vector
 from voxelfm_hf.features import EmbedOptions, Task, embed_scans
@@ -22,12 +22,7 @@ SPACING = (1.5, 1.0, 1.0)
 def made(tmp_path_factory):
     """Five volumes, a small model, stores of whole scans in tiles and of regions."""
     folder = tmp_path_factory.mktemp("made")
-    torch.manual_seed(0)
-    config = VoxelFMConfig(
-        hidden_size=24, num_hidden_layers=1, num_attention_heads=2, patch_size=4, image_size=8, layerscale_value=1.0
-    )
-    VoxelFMModel(config).save_pretrained(folder / "model")
-    VoxelFMImageProcessor(patch_size=4, crop_background=False, max_patches=200).save_pretrained(folder / "model")
+    save_small_model(folder / "model", max_patches=200)
     rng = np.random.default_rng(0)
     (folder / "scans").mkdir()
     for i in range(5):
