@@ -24,7 +24,6 @@ from voxelfm_hf.volumes.errors import VoxelFMError
 
 # what, steps done, steps in all
 Progress = Callable[[str, int, int], None]
-BASELINES = ("columns", "spacing", "intensity", "radiomics", "untrained")
 
 
 @dataclass
@@ -99,8 +98,7 @@ def enter_encoder(run: BenchmarkRun, entry: EncoderRecipe, out: Path, progress: 
     """Fills the stores of one encoder; one that cannot be made is a failure."""
     recipe, name = run.recipe, entry.title
     needs_patches = any(task.uses_patches for task in recipe.tasks)
-    kind = "baseline" if entry.kind in BASELINES else "model"
-    entrant = Entrant(name, kind)
+    entrant = Entrant(name, "model")
     try:
         seeds: list[int | None] = [None]
         for position, seed in enumerate(recipe.seeds):
@@ -121,6 +119,7 @@ def enter_encoder(run: BenchmarkRun, entry: EncoderRecipe, out: Path, progress: 
                     return
                 seeds = list(recipe.seeds) if encoder.seeded else [None]
                 entrant.preprocessing, entrant.gives_patches = encoder.preprocessing, encoder.gives_patches
+                entrant.kind = "baseline" if encoder.is_baseline else "model"
             _fill_store(run, entrant, encoder, seeds[position], out, needs_patches, progress)
             if not encoder.seeded:
                 break

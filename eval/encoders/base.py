@@ -70,12 +70,14 @@ class Encoder(Protocol):
         preprocessing: One sentence: what becomes of a scan before the features are computed.
         gives_patches: Whether it has patch grids, which localisation and segmentation need.
         seeded: Whether its features depend on the seed of its setup; a benchmark then makes them once a seed.
+        is_baseline: Whether it is there to be beaten.
         fingerprint: Changes whenever the features would.
     """
 
     preprocessing: str
     gives_patches: bool
     seeded: bool
+    is_baseline: bool
 
     @property
     def fingerprint(self) -> str: ...
@@ -101,6 +103,7 @@ class VolumeEncoder(ABC):
     preprocessing: str
     gives_patches = False
     seeded = False
+    is_baseline = False
 
     @abstractmethod
     def encode(self, volume: Volume, region: Region | None) -> Encoded:

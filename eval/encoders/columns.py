@@ -18,6 +18,7 @@ class ColumnsEncoder:
 
     gives_patches = False
     seeded = False
+    is_baseline = True
 
     def __init__(self, columns: Sequence[str]):
         self.columns = tuple(columns)

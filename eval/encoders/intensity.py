@@ -19,6 +19,7 @@ class IntensityEncoder(VolumeEncoder):
     """Histogram, moments and percentiles of the voxels; for patches their local counterparts."""
 
     gives_patches = True
+    is_baseline = True
 
     def __init__(self, preparation: Preparation):
         self.preparation = preparation

@@ -26,6 +26,8 @@ SHELLS = 6
 class RadiomicsEncoder(VolumeEncoder):
     """One vector of classical descriptors."""
 
+    is_baseline = True
+
     def __init__(self, preparation: Preparation):
         self.preparation = preparation
         self.preprocessing = (

@@ -13,6 +13,7 @@ from voxelfm_hf.volumes import Volume
 class SpacingEncoder(VolumeEncoder):
     """Logarithms of spacing, size and extent of the file that a scan or region lies in."""
 
+    is_baseline = True
     preprocessing = "no voxel is looked at: logarithms of voxel spacing, grid size and field of view of the file"
 
     def settings(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ def make(setup: EncoderSetup, each_seed: bool = True) -> VoxelFMEncoder:
         each_seed: Fresh weights for every seed of a benchmark; otherwise one draw serves all.
     """
     folder = untrained_model(resolve_model(setup.model or EMBEDDED), setup.work / "untrained", seed=setup.seed)
-    return VoxelFMEncoder(setup, folder=folder, seeded=each_seed)
+    return VoxelFMEncoder(setup, untrained=folder, seeded=each_seed)
 
 
 def untrained_model(model: Path, out: Path, *, seed: int) -> Path:

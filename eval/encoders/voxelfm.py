@@ -11,13 +11,19 @@ from voxelfm_hf.hub import EMBEDDED, resolve_model, weight_hash
 
 
 class VoxelFMEncoder:
-    """A model of this package, through `embed_scans`."""
+    """A model of this package, through `embed_scans`.
+
+    Args:
+        setup: Its model, and how scans are prepared.
+        untrained: Folder of an untrained twin in place of the model.
+        seeded: Whether its weights depend on the seed of the setup.
+    """
 
     gives_patches = True
 
-    def __init__(self, setup: EncoderSetup, *, folder: Path | None = None, seeded: bool = False):
-        self.folder = folder or resolve_model(setup.model or EMBEDDED)
-        self.seeded = seeded
+    def __init__(self, setup: EncoderSetup, *, untrained: Path | None = None, seeded: bool = False):
+        self.folder = untrained or resolve_model(setup.model or EMBEDDED)
+        self.is_baseline, self.seeded = untrained is not None, seeded
         self.hash = weight_hash(self.folder)
         preparation = replace(Preparation.of_setup(setup, model=str(self.folder)), title="the model")
         self.preprocessing = preparation.sentence

@@ -36,6 +36,8 @@ def test_the_table_has_every_encoder_task_and_fraction(finished):
     assert [*finished.rows[0]][: len(agreed)] == agreed
     encoders = ["good", "other", "junk only", "ceiling", "floor"]
     assert list(dict.fromkeys(row["encoder"] for row in finished.rows)) == encoders
+    kinds = {row["encoder"]: row["kind"] for row in finished.rows}
+    assert kinds == {**dict.fromkeys(encoders, "baseline"), "ceiling": "reference", "floor": "reference"}
     main = {(r["encoder"], r["task"], r["target"], float(r["fraction"])) for r in finished.rows if r["main"] == "True"}
     targets = {"classification": ("sick", "luck", "macro"), "regression": ("size",), "survival": ("event",)}
     for encoder in encoders:

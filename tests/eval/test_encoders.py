@@ -57,7 +57,7 @@ def setup(tmp_path_factory):
 @pytest.mark.parametrize("kind", ["intensity", "radiomics", "spacing", "voxelfm", "untrained"])
 def test_an_encoder_fills_an_ordinary_store_once(kind, data, setup, tmp_path):
     encoder = make_encoder(kind, setup)
-    assert encoder.preprocessing and encoder.fingerprint
+    assert encoder.preprocessing and encoder.fingerprint and encoder.is_baseline == (kind != "voxelfm")
     done = []
     summary = encoder.fill(data, tmp_path / "store", patches=True, on_scan=done.append)
     assert (summary.added, summary.failures) == (3, {})
