@@ -218,7 +218,7 @@ def test_probe_and_backbone_in_one_go_with_the_card_of_the_probe(small_model, tm
 def adapters(tmp_path) -> Path:
     """LoRA adapters of the model inside the package, as fine-tuning leaves them."""
     from voxelfm_hf import load
-    from voxelfm_hf.training.finetune.files import save_finetuned
+    from voxelfm_hf.training.finetune.files import save_backbone
     from voxelfm_hf.training.finetune.model import make_trainable
     from voxelfm_hf.training.finetune.settings import Finetuned, FinetuneSettings
 
@@ -230,7 +230,7 @@ def adapters(tmp_path) -> Path:
     width = backbone.config.hidden_size
     probe = VoxelFMProbe(VoxelFMProbeConfig(task="classification", feature_size=width, id2label={0: "nodule"}))
     tuned = Finetuned("lora", backbone, probe, 0.5, 1, 2, 3.0, 100.0, 10, [], ("one scan was left out",))
-    return save_finetuned(tmp_path / "tuned", tuned, processor, base="tiny")
+    return save_backbone(tmp_path / "tuned", tuned, processor, base="tiny")
 
 
 def test_adapters_go_once_somebody_has_chosen_a_licence(adapters):

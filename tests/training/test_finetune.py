@@ -15,7 +15,7 @@ from voxelfm_hf.hub import load, weight_hash
 from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
 from voxelfm_hf.modeling.probe_losses_voxelfm import cox_loss
 from voxelfm_hf.training.finetune.features import backbone_features
-from voxelfm_hf.training.finetune.files import merged, save_finetuned
+from voxelfm_hf.training.finetune.files import merged, save_backbone
 from voxelfm_hf.training.finetune.loop import _Run
 from voxelfm_hf.training.finetune.model import encode, make_trainable, trained_state
 from voxelfm_hf.training.finetune.settings import FinetuneSettings, LoraSettings, blocks_of_mode
@@ -142,7 +142,7 @@ def test_merged_adapters_give_the_same_outputs_and_load_from_their_folder(made, 
         apart = torch.stack(encode(result.backbone, volumes, patches=False))
         plain = torch.stack(encode(load(made.model)[0], volumes, patches=False))
     assert float((apart - plain).abs().max()) > 1e-3  # the adapters do something
-    folder = save_finetuned(tmp_path / "out", result, load(made.model)[1], base=made.model)
+    folder = save_backbone(tmp_path / "out", result, load(made.model)[1], base=made.model)
     assert folder.name == "adapter" and not (folder / "model.safetensors").exists()
     kept = load_file(folder / "adapter_model.safetensors")
     assert kept and all("lora_" in name for name in kept)
@@ -161,14 +161,14 @@ def test_merged_adapters_give_the_same_outputs_and_load_from_their_folder(made, 
 
 def test_adapters_of_a_local_base_that_is_not_there_are_refused(made, tmp_path):
     result = finetuned(made, "lora", settings=FinetuneSettings(epochs=1))
-    folder = save_finetuned(tmp_path / "out", result, load(made.model)[1], base=made.model)
+    folder = save_backbone(tmp_path / "out", result, load(made.model)[1], base=made.model)
     with pytest.raises(VoxelFMError, match="put that model's folder beside it"):
         load(folder)
 
 
 def test_adapters_are_not_put_on_other_weights(made, tmp_path):
     result = finetuned(made, "lora", settings=FinetuneSettings(epochs=1))
-    folder = save_finetuned(tmp_path / "out", result, load(made.model)[1], base=made.model)
+    folder = save_backbone(tmp_path / "out", result, load(made.model)[1], base=made.model)
     other = load(made.model)[0]
     with torch.no_grad():
         other.norm.weight.add_(0.1)
@@ -184,7 +184,7 @@ def test_adapters_are_not_put_on_other_weights(made, tmp_path):
 def test_full_fine_tuning_saves_an_ordinary_model_and_a_probe_for_it(made, tmp_path):
     epochs = iter(range(9))  # the last is the best
     result = finetuned(made, "full", settings=QUICK, score=lambda *_: float(next(epochs)))
-    folder = save_finetuned(tmp_path / "out", result, load(made.model)[1], base=made.model)
+    folder = save_backbone(tmp_path / "out", result, load(made.model)[1], base=made.model)
     backbone, processor = load(folder)
     assert processor.patch_size == 8
     features = backbone_features(backbone, made.inputs, made.ids)

@@ -283,7 +283,7 @@ def test_another_recipe_in_the_same_folder_is_refused_but_bookkeeping_may_change
     with pytest.raises(RecipeError, match=r"with seed 3, not 4 \(1 field"):
         run(shards, tmp_path / "run", run__total_steps=2, seed=4)
     forget_accelerate()
-    run(shards, tmp_path / "run", run__total_steps=2, run__log_every=2)
+    run(shards, tmp_path / "run", run__total_steps=2, run__log_every=2, probe={"every": 7})
 
 
 def test_bf16_and_sinkhorn_and_recomputed_blocks_run(shards: Path, tmp_path: Path):

@@ -60,24 +60,6 @@ def save_backbone(folder: str | Path, tuned: Finetuned, processor: VoxelFMImageP
     return Path(folder) / part
 
 
-def save_finetuned(folder: str | Path, tuned: Finetuned, processor: VoxelFMImageProcessor, *, base: str | Path) -> Path:
-    """Writes a fine-tuned backbone as `save_backbone` does, and its probe in `probe/`.
-
-    Args:
-        folder: New or empty.
-        tuned: What to write.
-        processor: Of the base model.
-        base: Name or folder of the base model.
-
-    Returns:
-        The folder of the backbone.
-    """
-    written = save_backbone(folder, tuned, processor, base=base)
-    with written_folder(Path(folder) / PROBE) as temporary:
-        tuned.probe.save_pretrained(temporary)
-    return written
-
-
 def _card(tuned: Finetuned, base: str, base_hash: str, *, is_hub: bool) -> str:
     """What a reader of the folder has to know; the scores are in the card of the probe."""
     task = tuned.probe.config.task

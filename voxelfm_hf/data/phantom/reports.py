@@ -23,7 +23,6 @@ class _Wording:
     """How reports speak of a finding of the phantom.
 
     Attributes:
-        name: Which of the 18 findings of chest CT reports it is.
         stated: Ways to say that it is there; in braces `degree`, `side`, `where`, and the size as `mm`, `cm`, `percent`
             and with its article (`a_mm`).
         briefly: Ways to name it.
@@ -33,7 +32,6 @@ class _Wording:
         edges, degrees: Sizes from which on the second and the third degree hold.
     """
 
-    name: str
     stated: tuple[str, ...]
     briefly: tuple[str, ...]
     absent: tuple[str, ...]
@@ -50,7 +48,6 @@ def _effusion_side(facts: PhantomFacts) -> str:
 
 _WORDINGS = {
     "pleural_effusion": _Wording(
-        name="Pleural effusion",
         stated=(
             "a {degree} {side} pleural effusion",
             "a {side} pleural effusion with a depth of {mm:.0f} mm",
@@ -64,7 +61,6 @@ _WORDINGS = {
         degrees=("small", "moderate", "large"),
     ),
     "emphysema": _Wording(
-        name="Emphysema",
         stated=(
             "{degree} emphysema",
             "{degree} emphysematous destruction of both lungs",
@@ -77,7 +73,6 @@ _WORDINGS = {
         degrees=("mild", "moderate", "severe"),
     ),
     "consolidation": _Wording(
-        name="Consolidation",
         stated=(
             "a consolidation in the {side} lung",
             "{a_mm} mm consolidation in the {side} lung",
@@ -89,13 +84,11 @@ _WORDINGS = {
         side=lambda facts: facts.findings.consolidation_side,
     ),
     "cardiomegaly": _Wording(
-        name="Cardiomegaly",
         stated=("cardiomegaly", "an enlarged heart", "an enlarged cardiac silhouette"),
         briefly=("cardiomegaly", "enlarged heart"),
         absent=("cardiomegaly", "enlargement of the heart"),
     ),
     "pericardial_effusion": _Wording(
-        name="Pericardial effusion",
         stated=(
             "a pericardial effusion",
             "a pericardial effusion of {mm:.0f} mm",
@@ -108,7 +101,6 @@ _WORDINGS = {
         degrees=("small", "moderate", "large"),
     ),
     "coronary_calcification": _Wording(
-        name="Coronary artery wall calcification",
         stated=(
             "{degree} coronary artery calcification",
             "{degree} calcified plaques in the coronary arteries",
@@ -121,7 +113,6 @@ _WORDINGS = {
         degrees=("mild", "moderate", "extensive"),
     ),
     "aortic_calcification": _Wording(
-        name="Arterial wall calcification",
         stated=(
             "{degree} calcification of the aorta",
             "{degree} aortic wall calcification",
@@ -134,7 +125,6 @@ _WORDINGS = {
         degrees=("mild", "moderate", "extensive"),
     ),
     "lymphadenopathy": _Wording(
-        name="Lymphadenopathy",
         stated=(
             "mediastinal lymphadenopathy",
             "mediastinal lymphadenopathy up to {mm:.0f} mm",
@@ -145,7 +135,6 @@ _WORDINGS = {
         size=lambda facts: facts.findings.lymphadenopathy_mm,
     ),
     "hiatal_hernia": _Wording(
-        name="Hiatal hernia",
         stated=("a {degree} hiatal hernia", "a hiatal hernia of {cm:.1f} cm", "a sliding hiatal hernia"),
         briefly=("hiatal hernia", "sliding hiatal hernia"),
         absent=("hiatal hernia",),
@@ -154,7 +143,6 @@ _WORDINGS = {
         degrees=("small", "moderate", "large"),
     ),
     "medical_material": _Wording(
-        name="Medical material",
         stated=(
             "a cardiac pacemaker with its lead in the right ventricle",
             "a pacemaker in the left chest wall",
@@ -164,7 +152,6 @@ _WORDINGS = {
         absent=("pacemaker", "implanted cardiac device"),
     ),
     "lesion": _Wording(
-        name="Lung nodule",
         stated=(
             "{a_mm} mm {nodule} in the {side} lung",
             "a {nodule} of {cm:.1f} cm in the {side} lung",
@@ -176,8 +163,6 @@ _WORDINGS = {
         side=lambda facts: facts.lesion.side,
     ),
 }
-# A ground glass nodule is ground glass, which reports count as opacity.
-OPACITY = "Lung opacity"
 _GROUND_GLASS = ("ground-glass lung nodule", "ground-glass pulmonary nodule")
 _NODULES = {
     "solid": ("solid nodule", "solid lung nodule", "well-defined solid nodule"),
@@ -196,13 +181,6 @@ _NORMAL = (
 # Each fits singular and plural.
 _FRAMES = ("{}.", "{} noted.", "The scan shows {}.", "Findings include {}.", "CT demonstrates {}.")
 _DENIALS = ("No {}.", "No evidence of {}.", "{} not seen.", "No sign of {}.", "Negative for {}.", "Without {}.")
-
-
-def report_findings(facts: PhantomFacts) -> dict[str, int]:
-    """What a report of a phantom states: 0 or 1 for each of the 18 findings that phantoms can have."""
-    present = _present(facts)
-    named = {wording.name: present[finding] for finding, wording in _WORDINGS.items()}
-    return {**named, OPACITY: int(facts.lesion.type == "ground_glass")}
 
 
 def write_report(facts: PhantomFacts) -> str:
