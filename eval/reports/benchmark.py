@@ -7,7 +7,7 @@
     OUT/NAME/                a training run for each row that is trained (adapter, text_only, cls_only)
     OUT/predictions/*.parquet  what each row wrote about each test scan, and the findings in it
     OUT/visible.json         how well a probe sees each finding in the features of the validation scans
-    OUT/results.csv, results.md, examples.md
+    OUT/results.csv, comparisons.csv, results.md, examples.md
 
 Rows: `adapter`; `shuffled`, the same model shown the scans of other patients; `text_only`, trained with features
 shuffled between patients; `cls_only`, without patches; `probes_template`, `retrieval`, `constant` (`baselines`).
@@ -32,7 +32,15 @@ from voxelfm_hf.eval.benchmark.run import Outcome
 from voxelfm_hf.eval.labeller import FINDINGS
 from voxelfm_hf.eval.reports.baselines import constant_report, probe_reports, retrieved_reports, tokens_of
 from voxelfm_hf.eval.reports.card import EXAMPLES, write_report_card
-from voxelfm_hf.eval.reports.page import VISIBLE_FROM, examples_page, on_one_line, results_page, terminal_table
+from voxelfm_hf.eval.reports.page import (
+    TASK,
+    VISIBLE_FROM,
+    comparison_rows,
+    examples_page,
+    on_one_line,
+    results_page,
+    terminal_table,
+)
 from voxelfm_hf.eval.reports.scores import LabelledReports, label_pairs, score_reports
 from voxelfm_hf.eval.result_files import write_csv
 from voxelfm_hf.features import EmbedOptions, Task, embed_scans
@@ -51,7 +59,6 @@ logger = logging.getLogger(__name__)
 
 TRAINED_ROWS = ("adapter", "text_only", "cls_only")
 ROWS = ("adapter", "shuffled", "text_only", "cls_only", "probes_template", "retrieval", "constant")
-TASK = "report"
 _VISIBLE_FILE = "visible.json"
 _EXAMPLES = 6  # in examples.md
 
@@ -287,7 +294,7 @@ def _score(
     out: Path,
     name: str | Path,
 ) -> Outcome:
-    """results.csv, results.md, examples.md, the adapter's card and the table for the terminal."""
+    """results.csv, comparisons.csv, results.md, examples.md, the adapter's card and the table for the terminal."""
     rows: list[dict[str, Any]] = []
     visible = _visible(out)
     for encoder, reports in written.items():
@@ -298,10 +305,13 @@ def _score(
                  "low": estimate.low, "high": estimate.high, "n": estimate.n, "fraction": 1.0, "seeds": 1,
                  "train_rows": len(data.rows("train")), "patients": estimate.patients, "note": estimate.note}
             )  # fmt: skip
+    comparisons = comparison_rows(written, visible, replicates=settings.replicates)
     write_csv(out / "results.csv", rows)
+    write_csv(out / "comparisons.csv", comparisons)
     page = results_page(
         title,
         rows,
+        comparisons,
         written,
         visible,
         synthetic=data.synthetic,

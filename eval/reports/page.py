@@ -10,6 +10,7 @@ from voxelfm_hf.eval.metrics.measure import MACRO
 from voxelfm_hf.eval.reports.scores import VISIBLE, LabelledReports, compare_reports
 from voxelfm_hf.markdown import table
 
+TASK = "report"
 # A finding whose probe has at least this AUROC on the validation scans counts as visible in the features.
 VISIBLE_FROM = 0.7
 
@@ -27,6 +28,7 @@ def _cell(rows: list[dict[str, Any]], encoder: str, target: str, metric: str) ->
 def results_page(
     title: str,
     rows: list[dict[str, Any]],
+    comparisons: list[dict[str, Any]],
     written: Mapping[str, LabelledReports],
     visible: Collection[str],
     *,
@@ -39,6 +41,7 @@ def results_page(
     Args:
         title: Of the benchmark.
         rows: Of results.csv.
+        comparisons: Of comparisons.csv.
         written: Row -> what it wrote.
         visible: Findings that a probe sees in the features of validation scans.
         synthetic: Whether the scans are.
@@ -91,27 +94,50 @@ def results_page(
         ),
         "",
     ]
-    if "adapter" in written and len(written) > 1:
-        lines += ["F1 of the adapter minus that of each row, same patients:", ""]
-        lines += _differences(written, {"all findings": FINDINGS, **({"visible findings": seen} if seen else {})},
-                              replicates)  # fmt: skip
+    if comparisons:
+        lines += ["F1 of the adapter minus that of each row, same patients:", "", *_differences(comparisons)]
     return "\n".join(lines)
 
 
-def _differences(
-    written: Mapping[str, LabelledReports], kinds: Mapping[str, Collection[str]], replicates: int
-) -> list[str]:
-    """A table of what the adapter's macro F1 is above that of each other row, over all and over some findings."""
-    body = []
+def comparison_rows(
+    written: Mapping[str, LabelledReports], visible: Collection[str], *, replicates: int
+) -> list[dict[str, Any]]:
+    """Rows of comparisons.csv: the adapter's F1 minus that of each other row, same patients.
+
+    Args:
+        written: Row -> what it wrote.
+        visible: Findings that a probe sees in the features of validation scans.
+        replicates: Bootstrap draws.
+
+    Returns:
+        For each other row a difference over all findings and, where there are any, over the visible ones.
+    """
+    if "adapter" not in written:
+        return []
+    adapter = written["adapter"]
+    kinds = {MACRO: FINDINGS, **({VISIBLE: visible} if adapter.scored_among(visible) else {})}
+    rows = []
     for name, reports in written.items():
-        if name == "adapter":
-            continue
-        cells = []
-        for findings in kinds.values():
-            found = compare_reports(written["adapter"], reports, findings=findings, replicates=replicates)
-            cells += [f"{found.difference:.3f} [{found.low:.3f}, {found.high:.3f}]", f"{found.p_value:.3g}"]
-        body.append([name, *cells])
-    return [*table(("row", *(word for kind in kinds for word in (kind, "p"))), body), ""]
+        for target, findings in kinds.items() if name != "adapter" else ():
+            found = compare_reports(adapter, reports, findings=findings, replicates=replicates)
+            rows.append(
+                {"first": "adapter", "second": name, "task": TASK, "target": target, "metric": "f1",
+                 "difference": found.difference, "low": found.low, "high": found.high, "p_value": found.p_value,
+                 "n": len(adapter.true), "test": "paired bootstrap"}
+            )  # fmt: skip
+    return rows
+
+
+def _differences(comparisons: list[dict[str, Any]]) -> list[str]:
+    """A line a row, a pair of columns a set of findings."""
+    kinds = {MACRO: "all findings", VISIBLE: "visible findings"}
+    targets = [target for target in kinds if any(row["target"] == target for row in comparisons)]
+    cells: dict[str, list[str]] = {}
+    for row in comparisons:
+        shown = f"{row['difference']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+        cells.setdefault(row["second"], []).extend((shown, f"{row['p_value']:.3g}"))
+    heading = ("row", *(word for target in targets for word in (kinds[target], "p")))
+    return [*table(heading, ([name, *line] for name, line in cells.items())), ""]
 
 
 def examples_page(written: Mapping[str, LabelledReports], scans: Sequence[str]) -> str:

@@ -70,6 +70,13 @@ def test_every_row_is_scored_on_the_same_scans(finished):
     assert "Visible: " in page and "| row | all findings | p | visible findings | p |" in page
     assert "| probes_template |" in page and "20 test scans, 12 to learn from" in page
     assert (finished / "examples.md").read_text().count("- adapter:") == 6
+    with open(finished / "comparisons.csv", newline="") as file:
+        compared = {(row["second"], row["target"]): row for row in csv.DictReader(file)}
+    assert set(compared) == {(row, target) for row in report_benchmark.ROWS[1:] for target in ("macro", "visible")}
+    for (row, target), difference in compared.items():
+        expected = float(rows["adapter", target, "f1"]["value"]) - float(rows[row, target, "f1"]["value"])
+        assert float(difference["difference"]) == pytest.approx(expected)
+        assert f"{float(difference['difference']):.3f} [" in page
     card = (finished / "adapter/stage2/model/README.md").read_text()
     assert "| probes_template |" in card and "voxelfm benchmark recipe.yaml" in card and "synthetic" not in card
     assert "1 process(es) on cpu" in card
