@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from voxelfm_hf.data.phantom.scan_set import write_phantom_set
-from voxelfm_hf.eval.probes.finetune import finetune_and_save
 from voxelfm_hf.eval.labels import read_labels
+from voxelfm_hf.eval.probes.finetune import finetune_and_save
 from voxelfm_hf.features import EmbedOptions, Task
 from voxelfm_hf.scan_list import list_scans
 from voxelfm_hf.training.finetune.settings import FinetuneSettings
