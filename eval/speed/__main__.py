@@ -97,10 +97,12 @@ def prepare_memory(shape: Shape = (300, 512, 512)) -> None:
 @app.command()
 def reading(shape: Shape = (300, 512, 512), rounds: Rounds = 3) -> None:
     """Reading scans against `gzip -dc` and GDCM."""
-    from voxelfm_hf.eval.speed.reading import measure_reading
+    from voxelfm_hf.eval.speed.reading import measure_reading, missing_encoders
 
     for line in measure_reading(shape, rounds=rounds):
         typer.echo(line)
+    if missing := missing_encoders():
+        typer.echo(f"not measured, as pydicom has no encoder: {', '.join(missing)}; pip install 'voxelfm-hf[test]'")
 
 
 @app.command()
