@@ -92,9 +92,9 @@ def command(name: str) -> str:
 
 
 def minutes(*names: str) -> str:
-    """The shortest and the longest of some runs."""
-    taken = [run["seconds"] / 60 for run in map(runs().get, names)]
-    return f"{math.floor(min(taken))} to {math.ceil(max(taken))} minutes"
+    """Processor time of the shortest and the longest of some runs."""
+    taken = [run["processor_seconds"] / 60 for run in map(runs().get, names)]
+    return f"{math.floor(min(taken))} to {math.ceil(max(taken))} processor minutes"
 
 
 def printed(name: str, pattern: str) -> list[str]:
