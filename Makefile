@@ -9,7 +9,7 @@ demo: .venv/package
 	$(BIN)/voxelfm demo --out demo
 
 test: .venv/tests
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
