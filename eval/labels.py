@@ -78,7 +78,7 @@ def read_labels(source: str | Path | Any, *, id_column: str | None = None) -> La
     if found is None:
         raise LabelError(
             f"{name} has no column {' or '.join(wanted)} to match scans by: its columns are {', '.join(columns)}; "
-            "name the right one as the id column"
+            "name the right one with --id-column"
         )
     if any(value is None for value in columns[found]):
         raise LabelError(
@@ -132,7 +132,7 @@ def match_to_store(labels: LabelTable, store_ids: Sequence[str], *, allow_missin
     if missing and not allow_missing:
         raise LabelError(
             f"{len(missing)} of {len(labels)} ids of {labels.source} have no features ({_examples(missing)}): embed "
-            "these scans, remove the rows, or allow missing scans"
+            "these scans, remove the rows, or leave them out (--allow-missing)"
         )
     taken = Counter(row for row in rows if row >= 0)
     twice = [store_ids[row] for row, count in taken.items() if count > 1]

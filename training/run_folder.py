@@ -73,7 +73,8 @@ def settle_recipe(recipe: Recipe, folder: Path, *, free: Sequence[str] = ()) -> 
         RecipeError: the folder holds a run with other settings.
     """
     path = folder / "recipe.yaml"
-    if path.exists():
+    # A run that ended before its first step has nothing to go on with.
+    if path.exists() and any((folder / name).exists() for name in ("log.jsonl", "checkpoints")):
         ours, theirs = flat_values(recipe), flat_values(load_recipe(path, type(recipe)))
         fixed = [name for name in sorted(ours.keys() | theirs.keys()) if not _is_free(name, free)]
         different = [name for name in fixed if ours.get(name) != theirs.get(name)]

@@ -27,7 +27,7 @@ def _auto_class(name: str, module: str, config: str, found: str, needs: tuple[st
         name: The Auto class.
         module: Its module in `transformers.models.auto`.
         config, found: FILE.CLASS in voxelfm_hf.modeling of the configuration, and of what is found by it.
-        needs: Files that `found` imports and that hold models too.
+        needs: Files that `found` imports and that import Auto classes or models of transformers too.
     """
 
     def ours(path: str):
@@ -75,7 +75,7 @@ _REGISTRATIONS = [
         "modeling_auto",
         _REPORT_CONFIG,
         "modeling_voxelfm_report.VoxelFMForReportGeneration",
-        needs=(_MODEL,),
+        needs=(_MODEL, "parts_voxelfm_report"),
     ),
     _auto_class("AutoProcessor", "processing_auto", _REPORT_CONFIG, "processing_voxelfm_report.VoxelFMReportProcessor"),
     _auto_class(

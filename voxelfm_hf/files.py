@@ -49,8 +49,7 @@ def written_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     temporary = None
     try:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise VoxelFMError(f"{path} exists already: name a new or empty folder")
+        refuse_used(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         yield temporary
@@ -66,6 +65,16 @@ def written_folder(path: str | Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_used(path: Path) -> None:
+    """Raises where something lies already, except for an empty folder.
+
+    Raises:
+        VoxelFMError: it does.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise VoxelFMError(f"{path} exists already: name a new or empty folder")
 
 
 @contextmanager

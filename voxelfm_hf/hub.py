@@ -95,7 +95,10 @@ def resolve_model(model: str | Path, *, revision: str | None = None) -> Path:
     except HFValidationError:
         raise ModelError(f"{model} is neither a folder nor the name of a Hub repository") from None
     except LocalEntryNotFoundError:
-        raise ModelError(f"{model} is not a folder, is not in the cache, and the Hub cannot be reached") from None
+        raise ModelError(
+            f"{model} is not a folder, is not in the cache, and the Hub cannot be reached; the model of the package "
+            f"is called {EMBEDDED}"
+        ) from None
     except (HfHubHTTPError, OSError) as error:
         raise ModelError(f"{model} cannot be fetched from the Hub ({type(error).__name__})") from None
 
@@ -138,7 +141,12 @@ def _converted(repository: str, revision: str | None) -> Path:
 
     try:
         checkpoint, config = (hf_hub_download(repository, file, revision=revision) for file in PUBLISHED[repository])
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except LocalEntryNotFoundError:
+        raise ModelError(
+            f"{repository} is not in the cache, and the Hub cannot be reached; the model inside the package is called "
+            f"{EMBEDDED}"
+        ) from None
+    except (HfHubHTTPError, OSError) as error:
         raise ModelError(f"{repository} cannot be fetched from the Hub ({type(error).__name__})") from None
     commit = Path(checkpoint).parents[len(Path(PUBLISHED[repository][0]).parts) - 1].name
     cache = Path(constants.HF_HOME) / "voxelfm" / repository.replace("/", "--")

@@ -41,7 +41,7 @@ class ScanIndex:
         try:
             import faiss
         except ImportError:
-            raise VoxelFMError("searching a store needs faiss: pip install faiss-cpu") from None
+            raise VoxelFMError("searching a store needs the package faiss: pip install 'voxelfm-hf[search]'") from None
         self.ids = list(ids)
         self.width = cls.shape[1] if len(cls) else 0
         vectors = _normalised(cls)

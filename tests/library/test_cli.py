@@ -177,3 +177,16 @@ def test_reports_of_scans_of_one_name_do_not_overwrite_each_other(scan_folder, t
     same = (scan_folder / "series", tmp_path / "other" / "series")
     done = voxelfm("report", *same, "--model", tmp_path / "none", "--out", tmp_path / "written")
     assert done.returncode == 2 and "same name" in done.stderr and not (tmp_path / "written").exists()
+
+
+def test_a_folder_in_use_is_refused_before_test_scans_are_scored(tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from voxelfm_hf.cli import app
+
+    (tmp_path / "probe").mkdir()
+    (tmp_path / "probe" / "kept.txt").write_text("mine")
+    monkeypatch.setattr("voxelfm_hf.eval.probes.run.fit_and_evaluate", lambda *_, **__: pytest.fail("it was fitted"))
+    words = ["probe", "store", "labels.csv", "--task", "classification", "--target", "t", "--out", tmp_path / "probe"]
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert "exists already: name a new or empty folder" in str(done.exception)

@@ -60,8 +60,10 @@ def folder(tmp_path_factory) -> Path:
         "import importlib, voxelfm_hf\nimportlib.reload(voxelfm_hf)",
         "from transformers import AutoModel, AutoConfig, AutoBackbone, AutoImageProcessor, pipeline\nimport voxelfm_hf",
         "import voxelfm_hf.modeling.image_processing_voxelfm",
+        # It imports Auto classes while another module that is registered with them imports it.
+        "import voxelfm_hf.modeling.parts_voxelfm_report",
     ],
-    ids=["before (twice)", "after", "one of its modules"],
+    ids=["before (twice)", "after", "one of its modules", "a part of the report model"],
 )
 def test_auto_classes_find_the_package_whatever_is_imported_first(folder, imports):
     assert json.loads(run_python(imports + USE, folder).splitlines()[-1]) == EXPECTED

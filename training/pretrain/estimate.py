@@ -114,6 +114,12 @@ def measure_flops(device: torch.device, precision: str, *, size: int = 1024, sec
     return 2 * size**3 * done / (time.perf_counter() - start)
 
 
+def _duration(seconds: float) -> str:
+    if seconds < 5400:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 72 * 3600 else f"{seconds / 86400:,.0f} days"
+
+
 def describe(recipe: PretrainRecipe, *, num_processes: int, device: torch.device) -> str:
     """The estimate in words, with the speed of this device."""
     values = estimate(recipe, num_processes=num_processes)
@@ -130,7 +136,7 @@ def describe(recipe: PretrainRecipe, *, num_processes: int, device: torch.device
             f"micro-batch(es) x {run.batch_size}",
             f"memory a process about {memory / 1e9:.1f} GB: {values.state_bytes / 1e9:.1f} weights, gradients, "
             f"optimiser and teacher, {values.activation_bytes / 1e9:.1f} activations, {logits / 1e9:.1f} logits",
-            f"time about {seconds:.2f} s a step, {seconds * run.total_steps / 3600:.1f} h for {run.total_steps} steps "
+            f"time about {seconds:.3g} s a step, {_duration(seconds * run.total_steps)} for {run.total_steps} steps "
             f"(from {speed / 1e9:.0f} GFLOP/s measured here; loading not counted)",
         ]
     )

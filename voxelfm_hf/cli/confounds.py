@@ -7,6 +7,7 @@ import typer
 
 from voxelfm_hf.cli.app import app, console, plain, quiet_libraries
 from voxelfm_hf.cli.options import IdColumn
+from voxelfm_hf.cli.task import AllowMissing
 
 
 @app.command()
@@ -31,7 +32,7 @@ def confounds(
         list[str] | None, typer.Option(help="Column with 0 and 1, or numbers, of a task; may be repeated.")
     ] = None,
     id_column: IdColumn = None,
-    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Leave labels without features out.")] = False,
+    allow_missing: AllowMissing = False,
     replicates: Annotated[int, typer.Option(help="Bootstrap replicates of the intervals.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of folds, splits and probes.")] = 0,
 ) -> None:
@@ -41,7 +42,7 @@ def confounds(
 
     Example: voxelfm confounds features labels.csv --acquisition spacing_z,kernel --target malignant --out confounds
 
-    Example: voxelfm confounds benchmark-lidc/stores/tiny-8b5fdaaf ct --dataset lidc --target malignant --out confounds
+    Example: voxelfm confounds benchmark/stores/tiny-76bc9030 ct --dataset lidc --target malignant --out confounds
     """
     from voxelfm_hf.eval.confounds.check import measure_confounds
     from voxelfm_hf.eval.confounds.results import write_confounds

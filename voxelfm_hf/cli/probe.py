@@ -34,6 +34,7 @@ from voxelfm_hf.cli.options import (
 )
 from voxelfm_hf.cli.task import (
     UNDEFINED,
+    AllowMissing,
     Classes,
     Event,
     Exclusive,
@@ -45,6 +46,7 @@ from voxelfm_hf.cli.task import (
     estimate_text,
     reading_options,
 )
+from voxelfm_hf.files import refuse_used
 
 
 @app.command()
@@ -69,6 +71,7 @@ def probe(
     masks: Masks = None,
     mask_folder: MaskFolder = None,
     id_column: IdColumn = None,
+    allow_missing: AllowMissing = False,
     seed: Seed = 0,
     about: Annotated[
         str, typer.Option(help="For the card: what scans and labels are, where they come from.", rich_help_panel="Card")
@@ -106,9 +109,14 @@ def probe(
         mask_folder=mask_folder,
         seed=seed,
     )
+    refuse_used(out)  # before test scans are scored
     quiet_libraries()
     fitted, reports, data, predictions = fit_and_evaluate(
-        FeatureStore(store), read_labels(labels, id_column=id_column), task=task, read=read, fit={"seed": seed}
+        FeatureStore(store),
+        read_labels(labels, id_column=id_column),
+        task=task,
+        read=read | {"allow_missing": allow_missing},
+        fit={"seed": seed},
     )
     for name, report in reports.items():
         for metric, estimate in report["estimates"].items():

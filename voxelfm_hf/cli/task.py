@@ -22,6 +22,7 @@ Masks = Annotated[str | None, typer.Option(help="Segmentation: column with the p
 MaskFolder = Annotated[
     Path | None, typer.Option(help="Segmentation: where relative paths of maps start; by default at the labels.")
 ]
+AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Leave labels without features out.")]
 Seed = Annotated[int, typer.Option(help="Seed of the splits (where none are given) and of the fit.")]
 
 
