@@ -1,4 +1,4 @@
-"""Dependencies and their licences: `python docs/list_dependencies.py` writes docs/dependencies.md from installed packages.
+"""Dependencies and their licences: `python docs/list_dependencies.py` writes docs/dependencies.md from what is there.
 
 Run it where every extra is installed; a package that is not there keeps an empty licence.
 """
