@@ -284,3 +284,22 @@ def test_point_errors():
 )
 def test_tables_and_figures_find_what_is_said_of_a_metric_by_its_name(name, title, error, chance):
     assert (catalogue.metric_title(name), catalogue.is_error(name), catalogue.chance_of(name)) == (title, error, chance)
+
+
+def test_the_lowest_scores_count_as_the_others_do():
+    # Ties and positives at the very bottom, where cumulative counts begin.
+    for labels, scores in (([1, 0, 1, 0], [0, 0, 1, 1]), ([1, 0], [0, 1]), ([1, 1, 0, 1], [0, 0, 0, 1])):
+        labels, scores = np.array(labels), np.array(scores, dtype=float)
+        assert binary.auroc(labels, scores) == pytest.approx(oracle.roc_auc_score(labels, scores))
+
+
+def test_errors_of_boxes_are_means_over_their_points_in_units_of_each_scan():
+    rng = np.random.default_rng(3)
+    targets, predictions = rng.normal(size=(2, 4, 2, 3))
+    extents = rng.uniform(1, 2, size=(4, 3))
+    expected = [
+        np.mean([np.linalg.norm((predictions[scan, point] - targets[scan, point]) / extents[scan]) for point in (0, 1)])
+        for scan in range(4)
+    ]
+    found = localization.point_errors_normalised(targets, predictions, extent_mm=extents)
+    np.testing.assert_allclose(found, expected)

@@ -211,3 +211,17 @@ def _area(labels, scores):
     """The share of pairs that are in order, much quicker than scikit-learn's on few rows."""
     difference = scores[labels == 1][:, None] - scores[labels == 0][None]
     return np.mean((difference > 0) + (difference == 0) / 2)
+
+
+def test_adjusted_p_values_end_at_one():
+    np.testing.assert_array_equal(holm([0.6, 0.7, 0.9]), [1, 1, 1])
+
+
+def test_two_patients_give_an_interval_and_one_none():
+    values, weights = np.array([1.0, 2.0, 4.0]), np.array(["a", "a", "b"])
+    two = bootstrap(mean, values, patients=weights, method="percentile", replicates=200)
+    assert (two.low, two.high) == (1.5, 4.0) and two.patients == 2
+    one = bootstrap(mean, values[:2], patients=weights[:2], replicates=200)
+    assert one.value == 1.5 and np.isnan(one.low) and one.note
+    none = bootstrap(mean, values[:0], patients=weights[:0])
+    assert np.isnan(none.value) and none.n == 0

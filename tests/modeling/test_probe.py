@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
+from voxelfm_hf.modeling.probe_heads_voxelfm import patch_positions
 from voxelfm_hf.modeling.probe_losses_voxelfm import cox_loss
 
 
@@ -259,3 +260,11 @@ def test_loads_as_remote_code_in_a_process_without_the_package(tmp_path):
     )
     expected = probe.eval().predict(cls=torch.ones(1, 8)).predictions
     np.testing.assert_allclose(json.loads(done.stdout.splitlines()[-1]), expected.numpy(), atol=1e-6)
+
+
+def test_positions_are_the_centres_of_patches():
+    found = patch_positions((1, 2, 4), torch.zeros(1))
+    assert found.shape == (1, 2, 4, 3)
+    torch.testing.assert_close(found[0, :, 0, 1], torch.tensor([0.25, 0.75]))
+    torch.testing.assert_close(found[0, 1, :, 2], torch.tensor([0.125, 0.375, 0.625, 0.875]))
+    assert (found[..., 0] == 0.5).all()
