@@ -209,7 +209,7 @@ def _create(folder: Path, run: dict[str, Any]) -> None:
 def _refuse_other_settings(folder: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
     wanted = json.loads(json.dumps(wanted))
     if stored.get("weight_hash") != wanted.get("weight_hash"):
-        raise StoreError(f"{folder} holds features of another model: name a new store")
+        raise StoreError(f"{folder} was made with another model, or other settings of it: name a new store")
     for key in sorted(set(stored) | set(wanted) - {"versions", "model"}):
         if key in ("versions", "model") or stored.get(key) == wanted.get(key):
             continue
