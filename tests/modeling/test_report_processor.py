@@ -81,6 +81,7 @@ def test_batches_are_padded_on_the_left_and_keep_their_scans():
     features = [np.ones((3, 5)), np.full((4, 5), 2.0)]
     batch = processor(text=prompts, vision_features=features)
     assert batch["input_ids"].shape == batch["attention_mask"].shape
+    assert set(batch["attention_mask"].flatten().tolist()) == {0, 1}
     assert batch["attention_mask"][0].tolist() == sorted(batch["attention_mask"][0].tolist())
     kept = batch["input_ids"][0][batch["attention_mask"][0].bool()]
     assert kept.tolist() == processor.encode_prompt(prompts[0])
