@@ -54,7 +54,7 @@ RUNS = {
     **{
         f"speed_{name}": [f"{SPEED} {words}"]
         for name, words in {
-            "model": "model",
+            "model": "model --patches 512 --patches 1024 --patches 2048",
             "profile": "profile",
             "memory": "memory",
             "background": "background",
