@@ -1,8 +1,8 @@
 """Registration with the Auto classes, each at the moment transformers loads that Auto class.
 
 `import voxelfm_hf` must stay quick, and registering at once would import torch. So every registration waits for the
-transformers module it writes to. It also waits for our own module where that is being imported at the time: the model
-code of transformers imports the Auto classes itself.
+transformers module it writes to. It also waits while any module of ours is being imported: the model code of
+transformers imports the Auto classes itself, and ours imports both.
 """
 
 import importlib
@@ -16,18 +16,16 @@ from typing import NamedTuple
 
 class _Registration(NamedTuple):
     theirs: str  # the transformers module that is written to
-    ours: tuple[str, ...]  # modules of ours that must not be half loaded then, those that they import included
     register: Callable[[ModuleType], None]
 
 
-def _auto_class(name: str, module: str, config: str, found: str, needs: tuple[str, ...] = ()) -> _Registration:
+def _auto_class(name: str, module: str, config: str, found: str) -> _Registration:
     """Lets an Auto class find one of our classes.
 
     Args:
         name: The Auto class.
         module: Its module in `transformers.models.auto`.
         config, found: FILE.CLASS in voxelfm_hf.modeling of the configuration, and of what is found by it.
-        needs: Files that `found` imports and that import Auto classes or models of transformers too.
     """
 
     def ours(path: str):
@@ -40,10 +38,7 @@ def _auto_class(name: str, module: str, config: str, found: str, needs: tuple[st
             known_by.model_type if name == "AutoConfig" else known_by, ours(found), exist_ok=True
         )
 
-    files = (found.partition(".")[0], *needs)
-    return _Registration(
-        f"transformers.models.auto.{module}", tuple(f"voxelfm_hf.modeling.{file}" for file in files), register
-    )
+    return _Registration(f"transformers.models.auto.{module}", register)
 
 
 def _register_pipelines(theirs: ModuleType) -> None:
@@ -68,21 +63,24 @@ _REGISTRATIONS = [
         "modeling_auto",
         _CONFIG,
         "modeling_voxelfm_classifier.VoxelFMForImageClassification",
-        needs=(_MODEL, _PROBE),
     ),
     _auto_class(
         "AutoModelForImageTextToText",
         "modeling_auto",
         _REPORT_CONFIG,
         "modeling_voxelfm_report.VoxelFMForReportGeneration",
-        needs=(_MODEL, "parts_voxelfm_report"),
     ),
     _auto_class("AutoProcessor", "processing_auto", _REPORT_CONFIG, "processing_voxelfm_report.VoxelFMReportProcessor"),
     _auto_class(
         "AutoImageProcessor", "image_processing_auto", _CONFIG, "image_processing_voxelfm.VoxelFMImageProcessor"
     ),
-    _Registration("transformers.pipelines", ("voxelfm_hf.pipelines",), _register_pipelines),
+    _Registration("transformers.pipelines", _register_pipelines),
 ]
+
+
+# Modules that must not be half loaded when one of them is registered.
+_OURS = ("voxelfm_hf.modeling.", "voxelfm_hf.pipelines")
+_waiting = list(_REGISTRATIONS)
 
 
 def _is_loading(name: str) -> bool:
@@ -90,19 +88,23 @@ def _is_loading(name: str) -> bool:
     return module is not None and getattr(module.__spec__, "_initializing", False)
 
 
-def _after_import(name: str) -> None:
-    """Runs the registrations that waited for the module `name`, unless another of their modules is not there yet."""
-    for entry in _REGISTRATIONS:
-        modules = {entry.theirs, *entry.ours}
-        if name in modules and entry.theirs in sys.modules and not any(map(_is_loading, modules - {name})):
-            entry.register(sys.modules[entry.theirs])
+def _register_what_can_be(loaded: str | None = None) -> None:
+    """Runs the registrations that have waited for this, which may have been the import of the module `loaded`."""
+    if any(name.startswith(_OURS) and name != loaded and _is_loading(name) for name in tuple(sys.modules)):
+        return
+    for entry in tuple(_waiting):
+        theirs = sys.modules.get(entry.theirs)
+        # A registration imports modules of ours, after which others run here too.
+        if entry in _waiting and theirs is not None and (entry.theirs == loaded or not _is_loading(entry.theirs)):
+            _waiting.remove(entry)
+            entry.register(theirs)
 
 
 class _RegisterAfterImport(importlib.abc.MetaPathFinder):
     """Lets the ordinary finders find a module and runs its registrations once it is loaded."""
 
     def find_spec(self, fullname, path, target=None):
-        if all(fullname not in (entry.theirs, *entry.ours) for entry in _REGISTRATIONS):
+        if not fullname.startswith(_OURS) and all(fullname != entry.theirs for entry in _waiting):
             return None
         sys.meta_path.remove(self)
         try:
@@ -115,7 +117,7 @@ class _RegisterAfterImport(importlib.abc.MetaPathFinder):
 
         def load_and_register(module) -> None:
             load(module)
-            _after_import(fullname)
+            _register_what_can_be(fullname)
 
         spec.loader.exec_module = load_and_register  # type: ignore[method-assign]
         return spec
@@ -126,6 +128,4 @@ def register() -> None:
     if any(isinstance(finder, _RegisterAfterImport) for finder in sys.meta_path):
         return
     sys.meta_path.insert(0, _RegisterAfterImport())
-    for entry in _REGISTRATIONS:
-        if entry.theirs in sys.modules and not any(map(_is_loading, (entry.theirs, *entry.ours))):
-            entry.register(sys.modules[entry.theirs])
+    _register_what_can_be()
