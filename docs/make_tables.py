@@ -35,7 +35,7 @@ def runs() -> dict[str, Any]:
     return json.loads((KEPT / "runs.json").read_text())
 
 
-def row(name: str, *, fraction: float | None = 1.0, **wanted: str) -> Row:
+def row(name: str, *, fraction: float = 1.0, **wanted: str) -> Row:
     """The one row of a table whose columns hold these values; a column that is not named does not matter.
 
     Raises:
@@ -45,7 +45,7 @@ def row(name: str, *, fraction: float | None = 1.0, **wanted: str) -> Row:
         row
         for row in _rows(name)
         if all(row[column] == value for column, value in wanted.items())
-        and (fraction is None or "fraction" not in row or float(row["fraction"]) == fraction)
+        and ("fraction" not in row or float(row["fraction"]) == fraction)
     ]
     if len(found) != 1:
         raise LookupError(f"{name} has {len(found)} rows with {wanted}")

@@ -17,6 +17,8 @@ from voxelfm_hf.recipes import flat_values, load_recipe, save_recipe
 from voxelfm_hf.training.run_settings import FREE_FIELDS, Recipe
 from voxelfm_hf.volumes.errors import RecipeError
 
+LOG_FILE = "log.jsonl"
+CHECKPOINTS_FOLDER = "checkpoints"
 _PACKAGES = ("voxelfm-hf", "torch", "transformers", "accelerate", "datasets", "numpy", "safetensors")
 
 
@@ -74,7 +76,7 @@ def settle_recipe(recipe: Recipe, folder: Path, *, free: Sequence[str] = ()) -> 
     """
     path = folder / "recipe.yaml"
     # A run that ended before its first step has nothing to go on with.
-    if path.exists() and any((folder / name).exists() for name in ("log.jsonl", "checkpoints")):
+    if path.exists() and any((folder / name).exists() for name in (LOG_FILE, CHECKPOINTS_FOLDER)):
         ours, theirs = flat_values(recipe), flat_values(load_recipe(path, type(recipe)))
         fixed = [name for name in sorted(ours.keys() | theirs.keys()) if not _is_free(name, free)]
         different = [name for name in fixed if ours.get(name) != theirs.get(name)]

@@ -95,10 +95,7 @@ def resolve_model(model: str | Path, *, revision: str | None = None) -> Path:
     except HFValidationError:
         raise ModelError(f"{model} is neither a folder nor the name of a Hub repository") from None
     except LocalEntryNotFoundError:
-        raise ModelError(
-            f"{model} is not a folder, is not in the cache, and the Hub cannot be reached; the model of the package "
-            f"is called {EMBEDDED}"
-        ) from None
+        raise _out_of_reach(model) from None
     except (HfHubHTTPError, OSError) as error:
         raise ModelError(f"{model} cannot be fetched from the Hub ({type(error).__name__})") from None
 
@@ -133,6 +130,13 @@ def _adapted(folder: Path, **kwargs):
     return merged.eval(), processor
 
 
+def _out_of_reach(model: str | Path) -> ModelError:
+    return ModelError(
+        f"{model} is not a folder, is not in the cache, and the Hub cannot be reached; the model of the package is "
+        f"called {EMBEDDED}"
+    )
+
+
 def _converted(repository: str, revision: str | None) -> Path:
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -142,10 +146,7 @@ def _converted(repository: str, revision: str | None) -> Path:
     try:
         checkpoint, config = (hf_hub_download(repository, file, revision=revision) for file in PUBLISHED[repository])
     except LocalEntryNotFoundError:
-        raise ModelError(
-            f"{repository} is not in the cache, and the Hub cannot be reached; the model inside the package is called "
-            f"{EMBEDDED}"
-        ) from None
+        raise _out_of_reach(repository) from None
     except (HfHubHTTPError, OSError) as error:
         raise ModelError(f"{repository} cannot be fetched from the Hub ({type(error).__name__})") from None
     commit = Path(checkpoint).parents[len(Path(PUBLISHED[repository][0]).parts) - 1].name

@@ -12,7 +12,7 @@ import numpy as np
 
 import voxelfm_hf
 from voxelfm_hf.eval.datasets import BenchmarkData
-from voxelfm_hf.features import EmbedSummary, Task, failure_reason, row_facts
+from voxelfm_hf.features import BatchSummary, Task, failure_reason, row_facts
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMGeometry
 from voxelfm_hf.scan_list import Region
 from voxelfm_hf.store import StoreWriter, locked
@@ -82,7 +82,7 @@ class Encoder(Protocol):
     @property
     def fingerprint(self) -> str: ...
 
-    def fill(self, data: BenchmarkData, store: Path, *, patches: bool = False, on_scan: OnScan = None) -> EmbedSummary:
+    def fill(self, data: BenchmarkData, store: Path, *, patches: bool = False, on_scan: OnScan = None) -> BatchSummary:
         """Adds the features of all scans of a data set to a store; what is there already is left alone.
 
         Args:
@@ -119,10 +119,10 @@ class VolumeEncoder(ABC):
         text = json.dumps([type(self).__module__, type(self).__qualname__, self.settings()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def fill(self, data: BenchmarkData, store: Path, *, patches: bool = False, on_scan: OnScan = None) -> EmbedSummary:
+    def fill(self, data: BenchmarkData, store: Path, *, patches: bool = False, on_scan: OnScan = None) -> BatchSummary:
         """Adds the features of all scans of a data set to a store, see `Encoder.fill`."""
         patches = patches and self.gives_patches
-        summary = EmbedSummary()
+        summary = BatchSummary()
         with locked(store):
             name = type(self).__module__.rsplit(".", 1)[-1]
             writer = StoreWriter(store, store_run(name, self.fingerprint, self.settings(), patches=patches))

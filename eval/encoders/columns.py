@@ -9,7 +9,7 @@ import numpy as np
 from voxelfm_hf.eval.datasets import BenchmarkData
 from voxelfm_hf.eval.encoders.base import EncoderSetup, OnScan, store_run
 from voxelfm_hf.eval.labels import number_target
-from voxelfm_hf.features import EmbedSummary
+from voxelfm_hf.features import BatchSummary
 from voxelfm_hf.store import StoreWriter, locked
 
 
@@ -29,14 +29,14 @@ class ColumnsEncoder:
         """The names of the columns; their values are in the fingerprint of the data."""
         return hashlib.sha256("\n".join(self.columns).encode()).hexdigest()
 
-    def fill(self, data: BenchmarkData, store: Path, *, patches: bool = False, on_scan: OnScan = None) -> EmbedSummary:
+    def fill(self, data: BenchmarkData, store: Path, *, patches: bool = False, on_scan: OnScan = None) -> BatchSummary:
         """See `Encoder.fill`."""
         values = np.stack([number_target(data.labels, column) for column in self.columns], axis=1)
         known = np.isfinite(values)
         values = np.where(known, values, 0.0)
         logarithms = np.log(np.where(values > 0, values, 1.0))
         features = np.concatenate([values, logarithms, known.astype(float)], axis=1)
-        summary = EmbedSummary()
+        summary = BatchSummary()
         with locked(store):
             writer = StoreWriter(store, store_run("columns", self.fingerprint, {"columns": list(self.columns)}))
             present, rows = set(writer.ids), []

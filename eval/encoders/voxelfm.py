@@ -6,7 +6,7 @@ from pathlib import Path
 from voxelfm_hf.eval.datasets import BenchmarkData
 from voxelfm_hf.eval.encoders.base import EncoderSetup, OnScan
 from voxelfm_hf.eval.encoders.cubes import Preparation
-from voxelfm_hf.features import EmbedOptions, EmbedSummary, embed_scans
+from voxelfm_hf.features import BatchSummary, EmbedOptions, embed_scans
 from voxelfm_hf.hub import EMBEDDED, resolve_model, weight_hash
 
 
@@ -43,7 +43,7 @@ class VoxelFMEncoder:
         """The weights and the preparation."""
         return f"{self.hash} {sorted(self.settings.items())}"
 
-    def fill(self, data: BenchmarkData, store: Path, *, patches: bool = False, on_scan: OnScan = None) -> EmbedSummary:
+    def fill(self, data: BenchmarkData, store: Path, *, patches: bool = False, on_scan: OnScan = None) -> BatchSummary:
         """See `Encoder.fill`."""
         return embed_scans(data.tasks, self.folder, store, replace(self.options, patches=patches), on_scan=on_scan)
 

@@ -12,7 +12,6 @@ import gzip
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +19,12 @@ import numpy as np
 
 from voxelfm_hf.eval.probes.apply import Answer, ProbeReader
 from voxelfm_hf.eval.result_files import write_csv
-from voxelfm_hf.features import Task, failure_reason
+from voxelfm_hf.features import BatchSummary, Task, failure_reason
 from voxelfm_hf.files import written_file
 from voxelfm_hf.pictures import save_picture
 from voxelfm_hf.scan_list import Region
 from voxelfm_hf.volumes import Volume, read_volume
 from voxelfm_hf.volumes.errors import VoxelFMError
-
-
-@dataclass
-class PredictSummary:
-    """What became of the scans and regions that were asked for."""
-
-    added: int = 0
-    present: int = 0
-    failures: dict[str, str] = field(default_factory=dict)
 
 
 def predict_scans(
@@ -47,7 +37,7 @@ def predict_scans(
     on_scan: Callable[[Task], None] | None = None,
     assume_hu: bool = False,
     spacing: tuple[float, float, float] | None = None,
-) -> PredictSummary:
+) -> BatchSummary:
     """Answers for scans, whole or by regions; one that fails does not stop the others.
 
     Args:
@@ -63,7 +53,7 @@ def predict_scans(
         VoxelFMError: `out` holds answers of another probe or other things, or cannot be written.
     """
     folder = None if out is None else Path(out)
-    summary = PredictSummary()
+    summary = BatchSummary()
     if folder is not None:
         _claim(folder, reader)
     for task in tasks:

@@ -48,6 +48,7 @@ from voxelfm_hf.training.network_options import choose_attention
 from voxelfm_hf.training.probe.data import ProbeJob
 from voxelfm_hf.training.probe.loop import LAST_BIAS, prevalence_shift
 from voxelfm_hf.training.probe.stacks import State
+from voxelfm_hf.training.run_folder import CHECKPOINTS_FOLDER
 from voxelfm_hf.volumes.errors import RecipeError, VoxelFMError
 
 logger = logging.getLogger(__name__)
@@ -182,7 +183,7 @@ class _Run:
             with written_file(path) as temporary:
                 temporary.write_text(json.dumps(facts, indent=1))
         self.accelerator.register_for_checkpointing(self.progress)
-        self.checkpoints = Checkpoints(folder / "checkpoints", self.accelerator, keep_last=1, keep_every=0)
+        self.checkpoints = Checkpoints(folder / CHECKPOINTS_FOLDER, self.accelerator, keep_last=1, keep_every=0)
         newest = self.checkpoints.newest()
         if newest is not None:
             _, position = self.checkpoints.load(newest)

@@ -10,7 +10,7 @@ from voxelfm_hf.training.pretrain.files import make_processor
 from voxelfm_hf.training.pretrain.online_probe import load_probe_set, probe_scores
 from voxelfm_hf.training.pretrain.recipe import PretrainRecipe
 from voxelfm_hf.training.pretrain.run_parts import RunParts
-from voxelfm_hf.training.run_folder import RunLog, environment, write_json
+from voxelfm_hf.training.run_folder import LOG_FILE, RunLog, environment, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ class Journal:
     def __init__(self, recipe: PretrainRecipe, accelerator: Accelerator, parts: RunParts):
         folder = Path(recipe.output_dir)
         self.recipe, self.accelerator, self.parts = recipe, accelerator, parts
-        self.log, self.timing = RunLog(folder / "log.jsonl"), RunLog(folder / "timing.jsonl")
+        self.log, self.timing = RunLog(folder / LOG_FILE), RunLog(folder / "timing.jsonl")
         for log in (self.log, self.timing):
             log.cut(parts.first_step or -1)
         facts = environment(accelerator.num_processes, accelerator.device, recipe.run.mixed_precision)

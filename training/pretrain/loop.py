@@ -27,7 +27,7 @@ from voxelfm_hf.training.pretrain.recipe import FREE_FIELDS, PretrainRecipe, che
 from voxelfm_hf.training.pretrain.run_parts import RunParts, build_parts
 from voxelfm_hf.training.pretrain.step import mean_losses, optimiser_step
 from voxelfm_hf.training.progress import Clock
-from voxelfm_hf.training.run_folder import RunLog, settle_recipe, write_json
+from voxelfm_hf.training.run_folder import LOG_FILE, RunLog, settle_recipe, write_json
 from voxelfm_hf.volumes.errors import VoxelFMError
 
 logger = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ def _finish(recipe: PretrainRecipe, parts: RunParts, step: int, *, command: str)
         "data": data_facts(recipe, parts.stream),
     }
     write_json(folder / "data.json", facts["data"])
-    entries = RunLog(folder / "log.jsonl").entries()
+    entries = RunLog(folder / LOG_FILE).entries()
     plot_log(entries, folder / "losses.png")
     write_card(folder, recipe, facts, entries, command)
     logger.info("%s", parts.stream.summary())

@@ -18,6 +18,7 @@ from voxelfm_hf.training.pretrain.optimizer import make_adamw, parameter_groups
 from voxelfm_hf.training.pretrain.recipe import PretrainRecipe
 from voxelfm_hf.training.pretrain.self_distillation import Student, Teacher
 from voxelfm_hf.training.progress import Tally
+from voxelfm_hf.training.run_folder import CHECKPOINTS_FOLDER
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def build_parts(recipe: PretrainRecipe, accelerator: Accelerator) -> RunParts:
         ratio_range=recipe.masks.ratio_range,
     )
     checkpoints = Checkpoints(
-        Path(recipe.output_dir) / "checkpoints",
+        Path(recipe.output_dir) / CHECKPOINTS_FOLDER,
         accelerator,
         keep_last=recipe.run.keep_last,
         keep_every=recipe.run.keep_every,

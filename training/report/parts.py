@@ -44,6 +44,7 @@ from voxelfm_hf.training.report.network import (
 )
 from voxelfm_hf.training.report.recipe import ReportRecipe
 from voxelfm_hf.training.report.words import learn_words
+from voxelfm_hf.training.run_folder import CHECKPOINTS_FOLDER
 from voxelfm_hf.training.schedules import Schedule, learning_rate
 from voxelfm_hf.volumes.errors import RecipeError
 
@@ -122,7 +123,7 @@ def build_parts(recipe: ReportRecipe, number: int, accelerator: Accelerator) -> 
         volumes=store is None,
     )
     checkpoints = Checkpoints(
-        folder / "checkpoints", accelerator, keep_last=recipe.run.keep_last, keep_every=recipe.run.keep_every
+        folder / CHECKPOINTS_FOLDER, accelerator, keep_last=recipe.run.keep_last, keep_every=recipe.run.keep_every
     )
     newest, tally = checkpoints.newest(), Tally()
     if number == 1 and stage.word_epochs and newest is None:

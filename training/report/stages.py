@@ -23,7 +23,7 @@ from voxelfm_hf.training.report.network import stage_folder
 from voxelfm_hf.training.report.parts import ReportParts, build_parts
 from voxelfm_hf.training.report.recipe import ReportRecipe, StageSettings, check
 from voxelfm_hf.training.report.words import with_noise
-from voxelfm_hf.training.run_folder import RunLog, environment, replace_folder, settle_recipe, write_json
+from voxelfm_hf.training.run_folder import LOG_FILE, RunLog, environment, replace_folder, settle_recipe, write_json
 from voxelfm_hf.volumes.errors import VoxelFMError
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def _train(recipe: ReportRecipe, number: int, accelerator: Accelerator, parts: R
     """Do the steps that are left; returns how many are done in all."""
     stage, run, step = recipe.stage(number), recipe.run, parts.first_step
     folder, is_main = stage_folder(recipe, number), accelerator.is_main_process
-    log = RunLog(folder / "log.jsonl")
+    log = RunLog(folder / LOG_FILE)
     if is_main:
         log.cut(step or -1)
         facts = environment(accelerator.num_processes, accelerator.device, run.mixed_precision)

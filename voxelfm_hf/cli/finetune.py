@@ -8,6 +8,7 @@ import typer
 from voxelfm_hf.cli.app import app, console, errors, plain, quiet_libraries
 from voxelfm_hf.cli.options import IdColumn, Inputs, MaxPatches, ModelOption, Regions, RegionSize, tasks_of
 from voxelfm_hf.cli.task import (
+    AllowMissing,
     Classes,
     Event,
     Exclusive,
@@ -42,6 +43,7 @@ def finetune(
     masks: Masks = None,
     mask_folder: MaskFolder = None,
     id_column: IdColumn = None,
+    allow_missing: AllowMissing = False,
     max_patches: MaxPatches = None,
     region_size: RegionSize = None,
     change: Annotated[
@@ -78,6 +80,7 @@ def finetune(
         classes=classes,
         masks=masks,
         mask_folder=mask_folder,
+        allow_missing=allow_missing,
         seed=seed,
     )
     quiet_libraries()

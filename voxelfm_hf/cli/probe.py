@@ -107,6 +107,7 @@ def probe(
         classes=classes,
         masks=masks,
         mask_folder=mask_folder,
+        allow_missing=allow_missing,
         seed=seed,
     )
     refuse_used(out)  # before test scans are scored
@@ -115,7 +116,7 @@ def probe(
         FeatureStore(store),
         read_labels(labels, id_column=id_column),
         task=task,
-        read=read | {"allow_missing": allow_missing},
+        read=read,
         fit={"seed": seed},
     )
     for name, report in reports.items():

@@ -49,6 +49,7 @@ def reading_options(
     classes: Sequence[str] | None,
     masks: str | None,
     mask_folder: Path | None,
+    allow_missing: bool,
     seed: int,
 ) -> dict[str, Any]:
     """The arguments of the `read` of a task's file: those of the options that it takes.
@@ -70,4 +71,5 @@ def reading_options(
         raise typer.BadParameter("--task segmentation needs --classes, the background first")
     given: dict[str, Any] = {"targets": target, "exclusive": exclusive, "time": time, "event": event, "head": head}
     given |= {"classes": classes, "masks": masks, "folder": mask_folder or labels.parent}
-    return {"split_seed": seed, **{name: value for name, value in given.items() if name in taken and value is not None}}
+    always = {"split_seed": seed, "allow_missing": allow_missing}
+    return {**always, **{name: value for name, value in given.items() if name in taken and value is not None}}

@@ -1,6 +1,6 @@
 """Frozen features of scans: model inputs (`inputs`), a store filled with features (`embed`), patch grids and tiles."""
 
-from voxelfm_hf.features.embed import EmbedSummary, embed_scans, embed_volume, process_state
+from voxelfm_hf.features.embed import BatchSummary, embed_scans, embed_volume, process_state
 from voxelfm_hf.features.inputs import (
     EmbedOptions,
     Prepared,
@@ -13,7 +13,7 @@ from voxelfm_hf.scan_list import Task
 
 __all__ = [
     "EmbedOptions",
-    "EmbedSummary",
+    "BatchSummary",
     "Prepared",
     "Task",
     "embed_scans",

@@ -23,7 +23,7 @@ REGION_BATCH = 16
 
 
 @dataclass
-class EmbedSummary:
+class BatchSummary:
     """What became of the scans and regions that were asked for."""
 
     added: int = 0
@@ -39,7 +39,7 @@ def embed_scans(
     *,
     on_start: Callable[[int], None] | None = None,
     on_scan: Callable[[Task], None] | None = None,
-) -> EmbedSummary:
+) -> BatchSummary:
     """Adds the features of scans to a store; what is there already is left alone.
 
     Under `accelerate launch` every process embeds its share of the scans.
@@ -70,7 +70,7 @@ def embed_scans(
     region_size = options.region_size or network.config.image_size
     run = _run_facts(model, folder, processor, options, dtype, region_size if any(t.regions for t in tasks) else None)
 
-    summary = EmbedSummary()
+    summary = BatchSummary()
     # Only the main process locks; the others belong to the same run.
     with locked(Path(store)) if state.is_main_process else nullcontext():
         if state.is_main_process:
