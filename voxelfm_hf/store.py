@@ -10,7 +10,6 @@ A part is rewritten with every scan (a temporary file that replaces it) until it
 the scans it was working on.
 """
 
-import csv
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -23,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from voxelfm_hf.failures import read_failures
 from voxelfm_hf.files import only_writer, written_file
 from voxelfm_hf.volumes.errors import StoreError, VoxelFMError
 
@@ -51,7 +51,6 @@ SCHEMA = pa.schema(
         ("notes", pa.list_(pa.string())),
     ]
 )
-FAILURE_FIELDS = ("id", "reason")
 
 
 def is_feature_store(folder: str | os.PathLike) -> bool:
@@ -115,11 +114,7 @@ class FeatureStore:
 
     def failures(self) -> dict[str, str]:
         """Reasons by id."""
-        try:
-            with open(self.folder / "failures.csv", newline="", encoding="utf-8") as file:
-                return {row["id"]: row["reason"] for row in csv.DictReader(file)}
-        except FileNotFoundError:
-            return {}
+        return read_failures(self.folder)
 
     def patch_file(self, identifier: str) -> Path:
         return self.folder / "patches" / f"{identifier}.safetensors"
@@ -179,13 +174,6 @@ class StoreWriter(FeatureStore):
     def _write_part(self) -> None:
         with written_file(self.folder / f"features-{self._rank:03d}-{self._part:05d}.parquet") as path:
             pq.write_table(pa.Table.from_pylist(self._rows, schema=SCHEMA), path, compression="zstd")
-
-    def write_failures(self, failures: dict[str, str]) -> None:
-        """Replaces failures.csv."""
-        with written_file(self.folder / "failures.csv") as path, open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(FAILURE_FIELDS)
-            writer.writerows(sorted(failures.items()))
 
 
 @contextmanager

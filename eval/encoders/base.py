@@ -12,6 +12,7 @@ import numpy as np
 
 import voxelfm_hf
 from voxelfm_hf.eval.datasets import BenchmarkData
+from voxelfm_hf.failures import write_failures
 from voxelfm_hf.features import BatchSummary, Task, failure_reason, row_facts
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMGeometry
 from voxelfm_hf.scan_list import Region
@@ -138,7 +139,7 @@ class VolumeEncoder(ABC):
                     summary.failures.update(failures)
                 if on_scan:
                     on_scan(task)
-            writer.write_failures(summary.failures)
+            write_failures(writer.folder, summary.failures)
         return summary
 
     def _rows(self, task: Task, todo: list[str]) -> tuple[list[dict[str, Any]], dict[str, np.ndarray], dict[str, str]]:

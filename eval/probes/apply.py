@@ -16,6 +16,9 @@ from voxelfm_hf.probe_model import load_with_probe
 from voxelfm_hf.scan_list import Region
 from voxelfm_hf.volumes import Volume
 
+# Patients and tables differ by less in size than this; a crop of a nodule and a whole chest by more.
+UNLIKE_TIMES = 2
+
 
 @dataclass(frozen=True, eq=False)
 class Answer:
@@ -105,22 +108,35 @@ class ProbeReader:
             voxels, geometry = self.processor.prepare_region(
                 volume, region.centre_lps, region.edge_mm, self.region_size
             )
+        notes = (*geometry.notes, *self._unlike_training(geometry))
         cls, patches = encode(self.network, voxels[None].to(self.device), tile=None if region else self.tile)
         config = self.probe.config
         if config.task == "segmentation":
             affine = volume.affine @ geometry.patch_to_voxel()
             labels = segment(self.probe, patches[0].cpu().numpy(), affine, volume, device=self.device)
-            return Answer(label_map=labels, notes=geometry.notes)
+            return Answer(label_map=labels, notes=notes)
         if config.task == "localization":
             patches = pooled_grid(patches[0], config.max_positions)[None]
         found: Any = self.probe.predict(cls=cls, patches=patches)
         if config.task == "localization":
             affine = volume.affine @ geometry.patch_to_voxel()
             points = to_lps(found.predictions[0].cpu().numpy(), affine, np.array(geometry.grid))
-            return Answer(points_lps=points, notes=geometry.notes)
-        return self._numbers(found, geometry)
+            return Answer(points_lps=points, notes=notes)
+        return self._numbers(found, notes)
 
-    def _numbers(self, found: Any, geometry: VoxelFMGeometry) -> Answer:
+    def _unlike_training(self, geometry: VoxelFMGeometry) -> list[str]:
+        """A note where the scan shows much less or much more than the scans that the probe was fitted on."""
+        known = (self.probe.config.fit or {}).get("field_of_view_mm")
+        if known is None:
+            return []
+        extent = np.array(geometry.grid) * self.processor.patch_size * np.array(geometry.spacing_mm)
+        low, high = np.array(known)
+        if (extent >= low / UNLIKE_TIMES).all() and (extent <= high * UNLIKE_TIMES).all():
+            return []
+        texts = (" x ".join(f"{mm:.0f}" for mm in edges) for edges in (extent, low, high))
+        return ["it covers {} mm (z, y, x), the scans that the probe was fitted on {} to {} mm".format(*texts)]
+
+    def _numbers(self, found: Any, notes: tuple[str, ...]) -> Answer:
         config = self.probe.config
         names = [self.class_names[i] for i in range(config.num_outputs)]
         values = dict(zip(names, found.predictions[0].tolist(), strict=True))
@@ -129,10 +145,10 @@ class ProbeReader:
             times = torch.tensor(config.baseline_times or [], device=found.predictions.device)
             curve = self.probe.survival(found.predictions, times)[0] if len(times) else times
             survival = dict(zip(times.tolist(), curve.tolist(), strict=True))
-            return Answer(values=values, survival=survival, units=units, notes=geometry.notes)
+            return Answer(values=values, survival=survival, units=units, notes=notes)
         positive, intervals = {}, {}
         if found.positive is not None:
             positive = dict(zip(names, found.positive[0].tolist(), strict=True))
         if found.low is not None:
             intervals = dict(zip(names, zip(found.low[0].tolist(), found.high[0].tolist(), strict=True), strict=True))
-        return Answer(values=values, positive=positive, intervals=intervals, units=units, notes=geometry.notes)
+        return Answer(values=values, positive=positive, intervals=intervals, units=units, notes=notes)

@@ -19,6 +19,7 @@ import numpy as np
 
 from voxelfm_hf.eval.probes.apply import Answer, ProbeReader
 from voxelfm_hf.eval.result_files import write_csv
+from voxelfm_hf.failures import write_failures
 from voxelfm_hf.features import BatchSummary, Task, failure_reason
 from voxelfm_hf.files import written_file
 from voxelfm_hf.pictures import save_picture
@@ -145,8 +146,7 @@ def _write_answer(
 def _write_tables(folder: Path, identifiers: Iterable[str], failures: dict[str, str]) -> None:
     rows = [{"id": name, **_flat(facts)} for name in identifiers if (facts := _stored(folder / name)) is not None]
     write_csv(folder / "predictions.csv", rows, fields=None if rows else ("id",))
-    reasons = ({"id": name, "reason": reason} for name, reason in sorted(failures.items()))
-    write_csv(folder / "failures.csv", reasons, fields=("id", "reason"))
+    write_failures(folder, failures)
 
 
 def _flat(facts: dict[str, Any]) -> dict[str, Any]:

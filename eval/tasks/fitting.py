@@ -117,10 +117,12 @@ def fit_columns(
 
 
 def fit_facts(data: TaskData, train: np.ndarray, seed: int) -> dict[str, Any]:
-    """What the configuration of every probe says of its fit: seed, type of the features, rows and patients."""
+    """What the configuration of every probe says of its fit: seed, type and extent of the features, rows, patients."""
+    extents = data.grids[train] * np.linalg.norm(data.affines[train][:, :3, :3], axis=1)
     return {
         "seed": seed,
         "features_dtype": data.run.get("dtype"),
+        "field_of_view_mm": [extents.min(axis=0).round(1).tolist(), extents.max(axis=0).round(1).tolist()],
         "rows": {"train": len(train), "val": len(data.rows("val")), "test": len(data.rows("test"))},
         "patients": {split: len(np.unique(data.groups[data.rows(split)])) for split in ("train", "val", "test")},
     }

@@ -133,3 +133,16 @@ def test_a_label_map_lies_on_the_grid_of_the_scan(made):
     answer = ProbeReader(made / "probe-segmentation").answer(phantom.volume)
     assert answer.label_map.shape == phantom.volume.hu.shape
     assert phantom.volume.restore(answer.label_map).shape == phantom.volume.restore(phantom.labels).shape
+
+
+def test_a_scan_of_another_extent_than_the_training_scans_is_noted(made, volume):
+    folder, _ = fitted(made, "regression", targets=["size"])
+    reader = ProbeReader(folder, model=made / "model")
+    low, high = reader.probe.config.fit["field_of_view_mm"]
+    assert low == high and reader.answer(volume).notes == ()
+    larger = read_volume(made / "scans" / "4.npy", spacing=(4.5, 3.0, 3.0))
+    (note,) = (note for note in reader.answer(larger).notes if "fitted on" in note)
+    once, thrice = (" x ".join(f"{times * mm:.0f}" for mm in low) for times in (1, 3))
+    assert note == f"it covers {thrice} mm (z, y, x), the scans that the probe was fitted on {once} to {once} mm"
+    smaller = read_volume(made / "scans" / "4.npy", spacing=(0.6, 0.4, 0.4))
+    assert any("fitted on" in note for note in reader.answer(smaller).notes)

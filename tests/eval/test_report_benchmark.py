@@ -16,7 +16,10 @@ from voxelfm_hf.data.write_scan import write_nifti
 from voxelfm_hf.eval.reports import benchmark as report_benchmark
 from voxelfm_hf.eval.reports.agreement import compare_with_probe, finding_of
 from voxelfm_hf.eval.reports.baselines import constant_report, retrieved_reports
+from voxelfm_hf.hub import weight_hash
+from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMGeometry
+from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.report_writer import ReportWriter, patch_map
 from voxelfm_hf.volumes import Volume
 from voxelfm_hf.volumes.errors import LabelError, ModelError, RecipeError
@@ -205,6 +208,18 @@ def test_what_is_missing_is_one_sentence(finished, world, tmp_path, scan):
         ReportWriter(model, vision_model="tiny")
     with pytest.raises(ModelError, match="is no report model"):
         ReportWriter(world / "encoder")
+    for names, said in (
+        (["malignant"], "knows malignant, none of the 18 findings that are looked for in a text"),
+        (["malignant", "emphysema"], "not compared, as no finding that is looked for in the text: malignant"),
+    ):
+        config = VoxelFMProbeConfig(
+            task="classification", feature_size=24, id2label=dict(enumerate(names)), processor={"region_size": 8},
+            base_model_name_or_path=str(world / "encoder"), base_model_hash=weight_hash(world / "encoder"),
+        )  # fmt: skip
+        VoxelFMProbe(config).save_pretrained(tmp_path / said[:4])
+        command = ["report", str(scan), "--model", str(model), "--probe", str(tmp_path / said[:4])]
+        refused = CliRunner().invoke(app, command)
+        assert said in f"{refused.exception} {refused.output}"
     command = ["report", str(scan), "--model", str(model), "--prompt", "<image> <image>"]
     refused = CliRunner().invoke(app, command)
     assert "the prompt has 2 <image> and there is 1 scan" in f"{refused.exception} {refused.output}"

@@ -108,7 +108,7 @@ def main() -> None:
     bad = out / "Jane Doe.nii.gz"
     bad.write_bytes(b"not a scan")
     space = SpacePage("tiny", write_store(out), str(write_probe(out)), str(write_report_model(out)))
-    _, address, _ = serve(space, prevent_thread_lock=True, quiet=True)
+    address = serve(space).local_url
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])

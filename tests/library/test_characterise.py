@@ -26,6 +26,7 @@ from voxelfm_hf.data.measure import (
 from voxelfm_hf.data.phantom import make_phantom
 from voxelfm_hf.data.prepare import prepare
 from voxelfm_hf.data.write_scan import write_nifti
+from voxelfm_hf.failures import read_failures
 from voxelfm_hf.modeling.configuration_voxelfm import VoxelFMConfig
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMImageProcessor
 from voxelfm_hf.modeling.modeling_voxelfm import VoxelFMModel
@@ -236,7 +237,9 @@ def test_card_says_what_the_numbers_say_and_loads(prepared):
 
 def test_description_of_scans_that_were_not_prepared(scans, tmp_path):
     calls = []
-    facts = describe(scans, out=tmp_path / "about", progress=lambda *a: calls.append(a))
+    failed: dict[str, str] = {}
+    facts = describe(scans, out=tmp_path / "about", progress=lambda *a: calls.append(a), on_failure=failed.__setitem__)
+    assert facts["failures"] == 1 and read_failures(tmp_path / "about") == failed and len(failed) == 1
     assert facts["scans"] == 6 and facts["region"] == {"chest": 6} and calls[-1] == (7, 7)
     assert (tmp_path / "about" / "pictures" / "distributions.png").stat().st_size > 10_000
     text = (tmp_path / "about" / "README.md").read_text()
@@ -245,6 +248,10 @@ def test_description_of_scans_that_were_not_prepared(scans, tmp_path):
         describe(scans)
     with pytest.raises(StoreError, match="no such file or folder"):
         describe(tmp_path / "nowhere", out=tmp_path / "x")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "bad.nii").write_bytes(b"not a scan")
+    with pytest.raises(StoreError, match=r"none of 1 scans could be read, see .*failures.csv; first: .*bad.nii"):
+        describe(tmp_path / "bad", out=tmp_path / "y")
 
 
 def make_store(folder, features: np.ndarray, weight_hash: str):

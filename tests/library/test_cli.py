@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -109,6 +110,26 @@ def test_prepare_and_describe(scan_folder, tmp_path):
     described = voxelfm("describe", tmp_path / "shards")
     assert described.returncode == 0, described.stderr
     assert (tmp_path / "shards" / "description.json").is_file()
+    described = voxelfm("describe", scan_folder, "--out", tmp_path / "about")
+    assert described.returncode == 3 and "bad.npy" in described.stderr, described.stderr
+    assert "bad.npy" in (tmp_path / "about" / "failures.csv").read_text()
+
+
+def test_failures_of_one_reason_are_said_once(capsys):
+    import typer
+
+    from voxelfm_hf.cli.app import report_failures
+
+    thin = {f"a/{n}.nii": f"/scans/a/{n}.nii: {n} slices are too thin: --pad" for n in range(3, 33)}
+    with pytest.raises(typer.Exit) as ended:
+        report_failures({**thin, "b.nii": "not a scan"}, Path("store/failures.csv"))
+    assert ended.value.exit_code == 3
+    assert capsys.readouterr().err.splitlines() == [
+        "failed: /scans/a/3.nii: 3 slices are too thin: --pad",
+        "        and 29 more for the same reason",
+        "failed: b.nii: not a scan",
+        "all listed in store/failures.csv",
+    ]
 
 
 def test_label(tmp_path):

@@ -347,10 +347,8 @@ def test_running_page_caps_size_jobs_and_waiting(monkeypatch):
     from voxelfm_hf.space.page import Page
 
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # put back afterwards
-    served, address, _ = app_module.serve(
-        Page("tiny", limits=Limits(upload_mb=1)), prevent_thread_lock=True, quiet=True
-    )
-    page = served.get_blocks()
+    page = app_module.serve(Page("tiny", limits=Limits(upload_mb=1)))
+    address = page.local_url
     try:
         for size, status in ((1000, 200), (3_000_000, 413)):
             files = {"files": ("Jane.nii", bytes(size), "application/octet-stream")}

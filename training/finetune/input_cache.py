@@ -7,7 +7,6 @@
 16 bits over the range of a volume keep 2900 HU to 0.05 HU; bfloat16, of the same size, would keep them to 8 HU.
 """
 
-import csv
 import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -20,10 +19,10 @@ from accelerate.utils import gather_object
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from voxelfm_hf.failures import write_failures
 from voxelfm_hf.features import EmbedOptions, Prepared, Task, prepared_scans, process_state, processor_settings
 from voxelfm_hf.files import written_file
 from voxelfm_hf.hub import load, resolve_model
-from voxelfm_hf.store import FAILURE_FIELDS
 from voxelfm_hf.volumes.errors import RecipeError, StoreError
 
 STEPS = 65534
@@ -129,10 +128,7 @@ def prepare_inputs(
     if state.num_processes > 1:
         failures = {key: reason for share in gather_object([failures]) for key, reason in share.items()}
     if state.is_main_process:
-        with written_file(cache.folder / "failures.csv") as path, open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(FAILURE_FIELDS)
-            writer.writerows(sorted(failures.items()))
+        write_failures(cache.folder, failures)
     state.wait_for_everyone()
     return cache, failures
 

@@ -1,5 +1,6 @@
 """What the subcommands of `voxelfm` share: the app, consoles, progress and the report of failures."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -77,13 +78,18 @@ def end_batch(*, failed: int, done: int) -> None:
 
 
 def report_failures(failures: dict[str, str], where: Path) -> None:
-    """Says the first failures and where all of them are listed, and ends the command with 3."""
+    """Says failures, those of one reason once, and where all of them are listed, and ends the command with 3."""
     if not failures:
         return
-    for identifier, reason in list(failures.items())[:FAILURES_SHOWN]:
-        say_failed(reason if identifier in reason else f"{identifier}: {reason}")
-    if len(failures) > FAILURES_SHOWN:
-        errors.print(f"and {len(failures) - FAILURES_SHOWN} more, all in {plain(where)}", soft_wrap=True)
+    alike: dict[str, list[str]] = {}
+    for identifier, reason in failures.items():
+        said = reason if identifier in reason else f"{identifier}: {reason}"
+        alike.setdefault(re.sub(r"[\d.]+", "", said.replace(identifier, "")), []).append(said)
+    for first, *others in list(alike.values())[:FAILURES_SHOWN]:
+        say_failed(first)
+        if others:
+            errors.print(f"        and {len(others)} more for the same reason", soft_wrap=True)
+    errors.print(f"all listed in {plain(where)}", soft_wrap=True)
     raise typer.Exit(EXIT_PARTLY_FAILED)
 
 

@@ -7,6 +7,7 @@ import typer
 
 from voxelfm_hf.cli.app import advance, app, console, plain, progress_bar, quiet_libraries, report_failures
 from voxelfm_hf.cli.options import AssumeHU, ModelOption
+from voxelfm_hf.failures import FAILURES_FILE
 from voxelfm_hf.hub import EMBEDDED
 
 
@@ -53,7 +54,7 @@ def prepare(
         f"{summary.scans} scans ({summary.new} new) in {summary.shards} shards, {len(summary.duplicates)} repeated, "
         f"{len(summary.failed)} failed: {plain(out)}"
     )
-    report_failures(summary.failed, out / "failures.csv")
+    report_failures(summary.failed, out / FAILURES_FILE)
 
 
 @app.command()
@@ -66,6 +67,8 @@ def describe(
 ) -> None:
     """What scans are: spacing, field of view, HU, body region, noise, duplicates; and how far they lie from others.
 
+    Scans that cannot be read are listed in OUT/failures.csv while the rest goes on; the exit code is then 3.
+
     Example: voxelfm describe shards
 
     Example: voxelfm describe my_scans/ --against shards --out comparison
@@ -74,6 +77,7 @@ def describe(
 
     quiet_libraries()
     progress = progress_bar(0, "reading")
+    failed: dict[str, str] = {}
     with progress:
         facts = describe_data(
             data,
@@ -82,10 +86,12 @@ def describe(
             model=model if against else None,
             max_scans=max_scans,
             progress=lambda done, total: advance(progress, "scans/s", done=done, total=total),
+            on_failure=failed.__setitem__,
         )
     console.print(f"card, description.json and pictures: {plain(out or data)}")
     if facts.get("distance"):
         console.print_json(data=facts["distance"])
+    report_failures(failed, (out or data) / FAILURES_FILE)
 
 
 @app.command()

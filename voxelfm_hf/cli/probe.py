@@ -46,6 +46,7 @@ from voxelfm_hf.cli.task import (
     estimate_text,
     reading_options,
 )
+from voxelfm_hf.failures import FAILURES_FILE
 from voxelfm_hf.files import refuse_used
 
 
@@ -207,5 +208,5 @@ def predict(
             spacing=parse_spacing(spacing),
         )
     if summary.failures and out is not None:
-        errors.print(f"{len(summary.failures)} failed, listed in {plain(out / 'failures.csv')}", soft_wrap=True)
+        errors.print(f"{len(summary.failures)} failed, listed in {plain(out / FAILURES_FILE)}", soft_wrap=True)
     end_batch(failed=len(summary.failures), done=summary.added + summary.present)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from voxelfm_hf.cli.app import app, console, end_batch, plain, quiet_libraries, say_failed
+from voxelfm_hf.cli.app import app, console, end_batch, errors, plain, quiet_libraries, say_failed
 from voxelfm_hf.cli.options import AsJson, AssumeHU, Spacing, parse_spacing
 from voxelfm_hf.volumes.errors import ModelError, ScanError
 
@@ -50,7 +50,7 @@ def report(
     Example: voxelfm report chest.nii.gz --model report/stage2/model --probe probe --out written
     """
     from voxelfm_hf.eval.probes.apply import ProbeReader
-    from voxelfm_hf.eval.reports.agreement import compare_with_probe
+    from voxelfm_hf.eval.reports.agreement import compare_with_probe, finding_of
     from voxelfm_hf.report_writer import ReportWriter
     from voxelfm_hf.volumes import read_volume
 
@@ -62,6 +62,14 @@ def report(
     reader = ProbeReader(probe) if probe else None
     if reader is not None and reader.probe.config.task != "classification":
         raise ModelError(f"{probe} is a {reader.probe.config.task} probe: --probe takes one of classification")
+    unknown = [name for name in reader.class_names.values() if finding_of(name) is None] if reader else []
+    if reader is not None and len(unknown) == len(reader.class_names):
+        raise ModelError(
+            f"{probe} knows {', '.join(unknown)}, none of the 18 findings that are looked for in a text: name a probe "
+            "of one of them, or leave --probe out"
+        )
+    if unknown:
+        errors.print(f"not compared, as no finding that is looked for in the text: {plain(', '.join(unknown))}")
     options: dict[str, Any] = {"assume_hu": assume_hu, "spacing": parse_spacing(spacing)}
     earlier = [read_volume(path, **options) for path in prior or ()]
     failed = 0

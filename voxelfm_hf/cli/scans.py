@@ -31,6 +31,7 @@ from voxelfm_hf.cli.options import (
     tasks_of,
 )
 from voxelfm_hf.command import say_error
+from voxelfm_hf.failures import FAILURES_FILE
 from voxelfm_hf.hub import EMBEDDED
 from voxelfm_hf.volumes.errors import ScanError
 
@@ -149,7 +150,7 @@ def embed(
     console.print(
         f"{summary.added} added, {summary.present} there before, {len(summary.failures)} failed: {plain(out)}"
     )
-    report_failures(summary.failures, out / "failures.csv")
+    report_failures(summary.failures, out / FAILURES_FILE)
 
 
 @app.command()

@@ -30,5 +30,6 @@ def space(
     quiet_libraries()
     page = Page(model, store=store, probe=probe, report=report)
     stop_as_by_keyboard()
-    console.print("stop with Ctrl+C")
-    serve(page, host=host, port=port)
+    served = serve(page, host=host, port=port)
+    console.print(f"{served.local_url} (stop with Ctrl+C)")
+    served.block_thread()

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 import voxelfm_hf
+from voxelfm_hf.failures import write_failures
 from voxelfm_hf.features.inputs import EmbedOptions, Prepared, prepared_scans, processor_settings
 from voxelfm_hf.features.tiles import check_tile, encode
 from voxelfm_hf.hub import inference_dtype, load, resolve_model, weight_hash
@@ -95,7 +96,7 @@ def embed_scans(
             summary.added += len(rows)
             summary.failures.update(failures)
             if failures and state.num_processes == 1:
-                writer.write_failures(_merged(writer, summary.failures, present))
+                write_failures(writer.folder, _merged(writer, summary.failures, present))
             if on_scan:
                 on_scan(task)
         if state.num_processes > 1:
@@ -104,7 +105,7 @@ def embed_scans(
             summary.failures = {key: reason for share in shares for key, reason in share.failures.items()}
         if state.is_main_process:
             asked = {identifier for task in tasks for identifier in task.identifiers}
-            writer.write_failures(_merged(writer, summary.failures, asked - summary.failures.keys()))
+            write_failures(writer.folder, _merged(writer, summary.failures, asked - summary.failures.keys()))
     return summary
 
 

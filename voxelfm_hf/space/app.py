@@ -233,8 +233,8 @@ def _forget_upload(upload: str | None) -> None:
         shutil.rmtree(Path(upload).parent, ignore_errors=True)
 
 
-def serve(page: Page, *, host: str = "127.0.0.1", port: int | None = None, **options) -> Any:
-    """Starts the page; options go to gradio's `launch`."""
+def serve(page: Page, *, host: str = "127.0.0.1", port: int | None = None) -> Any:
+    """Starts the page and returns at once: `local_url` of the result says where, `block_thread()` waits for Ctrl+C."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     # Uploads, until they are read, and pictures of slices lie where no other user of the machine can look.
     folder = tempfile.TemporaryDirectory(prefix="voxelfm-page-")
@@ -246,7 +246,7 @@ def serve(page: Page, *, host: str = "127.0.0.1", port: int | None = None, **opt
     # Gradio's own themes fetch their fonts from the web.
     theme = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     app.queue(max_size=MAX_WAITING)
-    return app.launch(
+    app.launch(
         server_name=host,
         server_port=port,
         theme=theme,
@@ -254,8 +254,10 @@ def serve(page: Page, *, host: str = "127.0.0.1", port: int | None = None, **opt
         footer_links=[],
         ssr_mode=False,
         share=False,
-        **options,
+        quiet=True,
+        prevent_thread_lock=True,
     )
+    return app
 
 
 def stop_as_by_keyboard() -> None:
@@ -274,4 +276,4 @@ def page_of_environment() -> Page:
 
 if __name__ == "__main__":
     stop_as_by_keyboard()
-    serve(page_of_environment(), host="0.0.0.0")
+    serve(page_of_environment(), host="0.0.0.0").block_thread()

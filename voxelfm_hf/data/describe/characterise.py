@@ -30,6 +30,7 @@ from voxelfm_hf.data.shards import SMALL_COLUMNS, is_prepared_data, shard_files
 from voxelfm_hf.data.skips import SkipLog
 from voxelfm_hf.data.stream.opening import open_source
 from voxelfm_hf.data.stream.sources import StreamSource
+from voxelfm_hf.failures import FAILURES_FILE, read_failures, write_failures
 from voxelfm_hf.files import written_file
 from voxelfm_hf.store import FeatureStore, is_feature_store
 from voxelfm_hf.volumes import ScanError, StoreError
@@ -50,6 +51,7 @@ def describe(
     max_scans: int = 500,
     license: str | None = None,
     progress: Callable[[int, int], None] | None = None,
+    on_failure: Callable[[str, str], None] | None = None,
 ) -> dict[str, Any]:
     """Characterise a data set and write its card, numbers and pictures.
 
@@ -61,6 +63,7 @@ def describe(
         max_scans: at most so many scans a side are embedded for the comparison.
         license: for the card.
         progress: called with (scans read, scans in all) where scans have to be read.
+        on_failure: called with id and reason of every scan that cannot be read; `out`/failures.csv lists them.
 
     Returns:
         What description.json holds.
@@ -69,7 +72,7 @@ def describe(
         StoreError: nothing to describe there, or a comparison without model or features.
     """
     folder = Path(data)
-    is_prepared = is_prepared_data(folder)
+    is_prepared, failures = is_prepared_data(folder), {}
     if out is None and not is_prepared:
         raise StoreError(f"{data}: name a folder for the description (only prepared data sets keep their own).")
     out = folder if out is None else Path(out)
@@ -78,15 +81,23 @@ def describe(
     elif is_feature_store(folder):
         facts = _store_facts(folder)
     else:
-        facts = _scan_facts(data, progress)
+        facts, failures = _scan_facts(data, progress)
+        write_failures(out, failures)
+        for identifier, reason in failures.items():
+            if on_failure is not None:
+                on_failure(identifier, reason)
+    if failures and not facts["id"]:
+        reason = next(iter(failures.values()))
+        raise StoreError(
+            f"{data}: none of {len(failures)} scans could be read, see {out / FAILURES_FILE}; first: {reason}"
+        )
     if not facts["id"]:
         raise StoreError(f"{data}: it holds no scans to describe.")
 
     description = _summary(facts)
     description["name"] = folder.resolve().name or "scans"
     description["prepared"] = is_prepared
-    if is_prepared:
-        description |= _left_out(folder)
+    description |= _left_out(folder) if is_prepared else {"failures": len(failures)}
     if against is not None:
         description["distance"] = distance_between(folder, Path(against), model, max_scans)
     out.mkdir(parents=True, exist_ok=True)
@@ -133,20 +144,19 @@ def _prepared_facts(folder: Path) -> dict[str, list]:
     return facts or {"id": []}
 
 
-def _scan_facts(data: Any, progress: Callable[[int, int], None] | None) -> dict[str, list]:
-    """Measure scans that were not prepared, one after the other."""
+def _scan_facts(data: Any, progress: Callable[[int, int], None] | None) -> tuple[dict[str, list], dict[str, str]]:
+    """Measure scans that were not prepared, one after the other; reasons by id for those that cannot be read."""
     skips = SkipLog()
     source = open_source(StreamSource.of(data), skips)
     facts: dict[str, list] = {"id": []}
-    failed = 0
+    failures: dict[str, str] = {}
     for unit in range(source.units):
         for position, row in enumerate(source.read(unit)):
             name = row_id(row, source.columns, f"{source.label(unit)} row {position}")
             try:
                 volume = row_volume(row, source.columns, name=name)
             except ScanError as error:
-                failed += 1
-                logger.warning("left out: %s", error)
+                failures[name] = str(error)
                 continue
             measured = measure_volume(volume.hu, volume.spacing)
             row_facts = {
@@ -163,9 +173,7 @@ def _scan_facts(data: Any, progress: Callable[[int, int], None] | None) -> dict[
                 facts.setdefault(key, []).append(value)
         if progress is not None:
             progress(unit + 1, source.units)
-    if failed:
-        logger.warning("%d scans of %s could not be read and are left out", failed, source.name)
-    return facts
+    return facts, {entry["id"]: entry["reason"] for entry in skips.entries()} | failures
 
 
 def _summary(facts: Mapping[str, list]) -> dict[str, Any]:
@@ -209,11 +217,10 @@ def _summary(facts: Mapping[str, list]) -> dict[str, Any]:
 
 def _left_out(folder: Path) -> dict[str, Any]:
     """How many scans failed and how many were exact duplicates, from what `prepare` wrote."""
-    counts = {}
-    for key, name in (("failures", "failures.csv"), ("exact_duplicates", "duplicates.csv")):
-        file = folder / name
-        if file.is_file():
-            counts[key] = max(0, len(file.read_text(encoding="utf-8").splitlines()) - 1)
+    counts = {"failures": len(read_failures(folder))}
+    duplicates = folder / "duplicates.csv"
+    if duplicates.is_file():
+        counts["exact_duplicates"] = max(0, len(duplicates.read_text(encoding="utf-8").splitlines()) - 1)
     return counts
 
 

@@ -34,6 +34,7 @@ from voxelfm_hf.data.shards import SHARD_BYTES, read_small
 from voxelfm_hf.data.skips import SkipLog
 from voxelfm_hf.data.stream.opening import open_source
 from voxelfm_hf.data.stream.sources import OpenSource, StreamSource
+from voxelfm_hf.failures import write_failures
 from voxelfm_hf.files import only_writer
 from voxelfm_hf.modeling.resampling_voxelfm import HU_RANGE, MIN_SPACING_MM
 from voxelfm_hf.volumes import StoreError, find_scans
@@ -163,7 +164,7 @@ def _prepare(
     shards = number_shards(out / "data")
     if not shards and not failed:
         raise StoreError(f"{out}: no scans were found to prepare.")
-    write_table(out / "failures.csv", ["id", "reason"], failed.items())
+    write_failures(out, failed)
     write_table(out / "duplicates.csv", ["id", "duplicate_of"], duplicates.items())
     if settings.anonymous_ids:
         add_names(out.with_name(out.name + ".ids.csv"), result.names)
