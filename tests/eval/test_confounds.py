@@ -135,8 +135,20 @@ def test_erasure_with_fewer_rows_than_dimensions_and_constant_concepts():
     nothing = fit_erasure(features, np.ones((10, 1)))
     assert nothing.rank == 0
     np.testing.assert_array_equal(nothing(features), features)
+    for count in range(2, 11):  # the mean of some of these differs from them in its last bit
+        assert [fit_erasure(features[:count], np.full((count, 1), n)).rank for n in (0.0, 0.1, 1.1, 3.3)] == [0] * 4
     with pytest.raises(ValueError, match="are needed"):
         fit_erasure(features, concepts[:5])
+
+
+def test_units_change_nothing():
+    rng = np.random.default_rng(1)
+    features, concepts = rng.normal(size=(50, 6)), rng.normal(size=(50, 2)) + 3
+    expected = fit_erasure(features, concepts)
+    assert expected.rank == 2
+    for units in ([1, 1e-3], [1e9, 1], [1e-12, 1e-12]):
+        np.testing.assert_allclose(fit_erasure(features, concepts * units).removed, expected.removed, atol=1e-9)
+    np.testing.assert_allclose(fit_erasure(features * 1e-9, concepts).removed, expected.removed, atol=1e-9)
 
 
 def test_ridge_is_that_of_scikit_learn():
