@@ -59,6 +59,16 @@ def test_features_are_the_weighted_means_of_the_tiles_that_hold_a_patch(model):
     torch.testing.assert_close(cls[0], torch.cat([encode(model, tile)[0] for tile in tiles]).mean(0))
 
 
+@pytest.mark.parametrize("patches", [1, 60])
+def test_how_many_tiles_go_together_changes_nothing(model, monkeypatch, patches):
+    """Also where a single tile has more patches than go together."""
+    voxels = torch.randn(1, 1, 20, 12, 16)
+    expected = encode(model, voxels, tile=12)
+    monkeypatch.setattr("voxelfm_hf.features.tiles.PATCHES_A_BATCH", patches)
+    for found, whole in zip(encode(model, voxels, tile=12), expected, strict=True):
+        torch.testing.assert_close(found, whole)
+
+
 def test_weights_are_symmetric_positive_and_highest_in_the_middle():
     weights = tile_weights((5, 4, 3))
     assert weights.min() > 0 and weights.max() == 1
