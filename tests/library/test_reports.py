@@ -81,6 +81,12 @@ def test_sentences(text, expected):
         ("In the previous examination, there was an effusion", "past"),
         ("In the previous examination, the effusion was larger and is stable now", "present"),
         ("No history of effusion", "absent"),
+        ("No nodule although an effusion is seen", "present"),
+        ("The lungs are not hyperinflated, nor is there an effusion", "absent"),
+        ("Pleural spaces free from effusion", "absent"),
+        ("R/o effusion", "hypothetical"),
+        ("Screening for sequelae with a history of effusion", "past"),
+        ("In the previous examination, an effusion was seen, and it persists", "present"),
     ],
 )
 def test_what_a_mention_asserts(sentence, expected):
