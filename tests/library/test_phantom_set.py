@@ -168,6 +168,22 @@ def test_risk_counts_what_it_says(facts):
         if one.findings.labels() == {**quiet.findings.labels(), "cardiomegaly": 1} and one.lesion.type == "cavity"
     )
     assert log_risk(heart) == pytest.approx(0.8 - 0.006 * (heart.body.trabecular_hu - 150))
+    # A least squares fit to everybody finds the stated weights back.
+    drawn = [
+        [
+            one.findings.emphysema_fraction,
+            one.findings.pleural_effusion_right_mm,
+            one.findings.pleural_effusion_left_mm,
+            one.findings.coronary_calcification,
+            one.findings.cardiomegaly,
+            one.findings.lymphadenopathy_mm,
+            one.lesion.diameter_mm if one.lesion.type in ("solid", "spiculated") else 0.0,
+            one.body.trabecular_hu - 150,
+        ]
+        for one in facts
+    ]
+    weights, *_ = np.linalg.lstsq(np.array(drawn, float), np.array([log_risk(one) for one in facts]), rcond=None)
+    np.testing.assert_allclose(weights, [4, 0.03, 0.03, 0.08, 0.8, 0.03, 0.05, -0.006], rtol=1e-6)
 
 
 def test_the_labeller_reads_the_findings_back(facts):

@@ -320,6 +320,7 @@ def test_heads_start_at_places_spread_through_the_grid():
     resampler.spread_over_places()
     tokens = scan_tokens(None, torch.randn(1, 8**3, WIDTH), feature_tokens="patches", grid=(8, 8, 8))
     places, centres = tokens[0, :, WIDTH:], []
+    starts = 2 * torch.quasirandom.SobolEngine(3).draw(8) - 1
     for query in range(4):
         for head in range(2):
             one = resampler.attention.out_proj.weight.new_zeros(4, 64)
@@ -330,6 +331,10 @@ def test_heads_start_at_places_spread_through_the_grid():
             # The other head, now without a query, attends evenly.
             weights = 2 * weights - 1 / 512
             centres.append(places[weights.argmax()])
+            # The stated score: 1.5 times the sum of the cosines of half, one and two waves of the way to its place.
+            way = torch.pi * (places - starts[2 * query + head])
+            scores = 1.5 * sum(torch.cos(wave * way) for wave in (0.5, 1, 2)).sum(-1)
+            torch.testing.assert_close(weights, scores.softmax(0), rtol=1e-3, atol=1e-6)
             near = (places - centres[-1]).abs().max(1).values < 0.4
             assert weights[near].sum() > 0.6
     distances = torch.cdist(torch.stack(centres), torch.stack(centres)) + 9 * torch.eye(8)

@@ -271,10 +271,11 @@ def test_every_pair_is_seen_once_an_epoch_whatever_the_number_of_processes():
 
     one, two = batches(4, 1, 1), batches(1, 2, 2)
     assert [sorted(step) for step in one] == [sorted(step) for step in two]
-    seen = np.concatenate(one)
-    for epoch in range(4):
-        assert sorted(seen[7 * epoch : 7 * epoch + 7]) != [] and len(seen) == 28
-    assert sorted(seen) == sorted(list(range(7)) * 4)
+    assert sorted(np.concatenate(one)) == sorted(list(range(7)) * 4)
+    encoded = [([1, 1], [-100, 1])] * 7  # of one length, so that the order within a step shows
+    epochs = np.concatenate(batches(4, 1, 1)).reshape(4, 7)
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs.tolist()}) == 4
 
 
 def test_collated_rows_are_padded_on_the_right_and_keep_the_logits_of_the_answers():
@@ -283,6 +284,8 @@ def test_collated_rows_are_padded_on_the_right_and_keep_the_logits_of_the_answer
     assert batch["labels"].tolist() == [[-100, -100, 7, 8], [-100, -100, 9, -100]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
     assert batch["logits_to_keep"] == 3
+    # An answer that begins earlier, after a shorter prompt, is kept whole too.
+    assert collate([([5, 6, 7], [-100, -100, 7]), ([5, 8, 9], [-100, 8, 9])])["logits_to_keep"] == 3
 
 
 def test_shuffling_leaves_no_report_at_its_scan():
