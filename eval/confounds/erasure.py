@@ -56,10 +56,10 @@ def fit_erasure(features: np.ndarray, concepts: np.ndarray) -> LinearErasure:
         raise ValueError(f"features (n, C) and concepts (n, k) are needed, got {features.shape} and {concepts.shape}")
     mean = features.mean(0)
     centred = features - mean
-    sizes = np.linalg.norm(concepts, axis=0)
+    magnitude = np.linalg.norm(concepts, axis=0)
     concepts = concepts - concepts.mean(0)
     spread = np.linalg.norm(concepts, axis=0)
-    varies = spread > 1e-9 * sizes  # the mean of equal numbers may differ from them by a rounding
+    varies = spread > 1e-9 * magnitude  # the mean of equal numbers may differ from them by a rounding
     concepts = concepts[:, varies] / spread[varies]  # whatever their units
     # The right singular vectors of the features and their lengths are the square root of their covariance.
     _, lengths, directions = np.linalg.svd(centred, full_matrices=False)
