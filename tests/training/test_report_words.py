@@ -13,7 +13,7 @@ from voxelfm_hf.recipes import load_recipe
 from voxelfm_hf.training.report import parts as report_parts
 from voxelfm_hf.training.report.recipe import ReportRecipe, StageSettings
 from voxelfm_hf.training.report.stages import train_reports
-from voxelfm_hf.training.report.words import with_noise, word_targets
+from voxelfm_hf.training.report.words import WordHead, with_noise, word_targets
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +84,23 @@ def test_words_that_tell_reports_apart_are_chosen():
     rows = [[-100, 1, 2, 9], [-100, 1, 3, 9], [1, 2, 9], [1, 3, 9]]
     words, targets = word_targets(rows)
     assert words.tolist() == [2, 3] and targets.tolist() == [[1, 0], [0, 1], [1, 0], [0, 1]]
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 5])
+def test_logits_of_words(tokens):
+    rng = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(3, 8, generator=rng) + 5 * torch.randn(8, generator=rng)
+    frequencies = torch.tensor([0.1, 0.5, 0.8])
+    head = WordHead(embeddings, frequencies)
+    centred = embeddings - embeddings.mean(0)
+    # What lies across all words says nothing: the shares of reports remain, however many image tokens there are.
+    across = torch.linalg.svd(centred).Vh[-1]
+    torch.testing.assert_close(head(across.repeat(2, tokens, 1)).sigmoid(), frequencies.repeat(2, 1))
+    # One token along a word, the others across: log-mean-exp of scaled cosines about the mean word.
+    vectors = torch.stack([3 * centred[1], *[across] * (tokens - 1)])[None]
+    cosines = torch.nn.functional.cosine_similarity(centred[1][None], centred)
+    mean = ((10 * cosines).exp() + tokens - 1) / tokens
+    torch.testing.assert_close(head(vectors)[0], mean.log() + torch.logit(frequencies))
 
 
 def test_noise_leaves_coordinates_alone_and_has_the_size_asked_for():

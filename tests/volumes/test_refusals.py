@@ -420,3 +420,34 @@ def test_importing_the_package_loads_no_heavy_library() -> None:
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=os.getcwd()).returncode == 0
     assert issubclass(ScanError, VoxelFMError)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (-1000, 300, None),
+        (-1, 28, "looks like a normalised image"),
+        (-1, 29, "no air and no fat"),
+        (0, 1, "is a mask"),
+        (0, 255, "8-bit picture"),
+        (0, 256, "nothing below 0"),
+        (-40000, 300, None),
+        (-40001, 300, "far beyond the HU scale"),
+        (-1000, 70000, None),
+        (-1000, 70001, "far beyond the HU scale"),
+        (-150, 300, None),
+        (-149, 300, "no air and no fat"),
+        (-1000, -500, None),
+        (-1000, -501, "nothing but air and lung"),
+    ],
+)
+def test_where_values_stop_being_hounsfield_units(tmp_path, low, high, said) -> None:
+    array = np.full((4, 5, 6), low, np.int32)
+    array[1:] = high
+    np.save(tmp_path / "a.npy", array)
+    try:
+        notes = read_volume(tmp_path / "a.npy", spacing=(1, 1, 1)).notes
+    except ScanError as error:
+        assert said and said in str(error)
+    else:
+        assert [note for note in notes if "values run" in note] == [] if said is None else said in " ".join(notes)

@@ -62,7 +62,7 @@ def learn_words(
     embedded: Any = network.get_input_embeddings().weight
     embeddings = embedded.detach()[words].float()
     parts = nn.ModuleList([network.resampler, network.projector]).train()
-    head = _WordHead(embeddings, targets.mean(0))
+    head = WordHead(embeddings, targets.mean(0))
     parameters = [*parts.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=stage.word_learning_rate, weight_decay=WEIGHT_DECAY)
     batch_size = min(stage.word_batch_size, len(pairs))
@@ -119,7 +119,7 @@ def with_noise(tokens: torch.Tensor, scale: torch.Tensor, stage: StageSettings) 
     return torch.cat([features, tokens[..., len(scale) :]], dim=-1)
 
 
-class _WordHead(nn.Module):
+class WordHead(nn.Module):
     """Image vectors (I, Q, d) -> logits of words (I, V): log-mean-exp over Q of scaled cosines, and a bias a word."""
 
     words: torch.Tensor
