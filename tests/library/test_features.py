@@ -181,11 +181,11 @@ tasks = [Task(scan) for scan in list_scans([scans])]
 options = EmbedOptions(dtype="float32", patches=True)
 random.seed(0)
 rows = 0
-for _ in range(20):
+for run in range(20):
     child = os.fork()
     if not child:
         # SIGPROF without a handler ends the process at once, after so much computing (whatever else the machine does)
-        signal.setitimer(signal.ITIMER_PROF, random.uniform(0.05, 0.8))
+        signal.setitimer(signal.ITIMER_PROF, random.uniform(0.05, 0.8) * (1 + run / 10))
         embed_scans(tasks, model, store, options)
         os._exit(0)
     os.waitpid(child, 0)
