@@ -49,6 +49,7 @@ SCHEMA = pa.schema(
         ("field_of_view_mm", pa.list_(pa.float64())),
         ("patch_affine", pa.list_(pa.float64())),
         ("notes", pa.list_(pa.string())),
+        ("input_hash", pa.string()),  # see features.identity; null where it was not taken
     ]
 )
 

@@ -21,6 +21,7 @@ from voxelfm_hf.eval.probes.apply import Answer, ProbeReader
 from voxelfm_hf.eval.result_files import write_csv
 from voxelfm_hf.failures import write_failures
 from voxelfm_hf.features import BatchSummary, Task, failure_reason
+from voxelfm_hf.features.identity import input_hash, other_input
 from voxelfm_hf.files import written_file
 from voxelfm_hf.pictures import save_picture
 from voxelfm_hf.scan_list import Region
@@ -60,7 +61,13 @@ def predict_scans(
     for task in tasks:
         volume: Volume | None = None
         for identifier, region in zip(task.identifiers, task.regions or (None,), strict=True):
-            facts = None if folder is None else _stored(folder / identifier)
+            facts, made_of = (None, None) if folder is None else _stored(folder / identifier)
+            taken = None if folder is None else input_hash(task.scan, region, assume_hu=assume_hu, spacing=spacing)
+            if facts is not None and None not in (made_of, taken) and made_of != taken:
+                summary.failures[identifier] = other_input(identifier, folder)
+                if on_failure:
+                    on_failure(summary.failures[identifier])
+                continue
             if facts is not None:
                 summary.present += 1
             else:
@@ -76,7 +83,7 @@ def predict_scans(
                     continue
                 facts = answer.facts()
                 if folder is not None:
-                    _write_answer(folder / identifier, volume, answer, region, reader.class_names)
+                    _write_answer(folder / identifier, volume, answer, region, reader.class_names, taken)
                 summary.added += 1
             if on_answer:
                 on_answer(task, identifier, facts)
@@ -115,16 +122,22 @@ def _claim(folder: Path, reader: ProbeReader) -> None:
         part.write_text(json.dumps(facts, indent=1) + "\n")
 
 
-def _stored(folder: Path) -> dict[str, Any] | None:
-    """The facts of an answer that is there already."""
+def _stored(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
+    """The facts of an answer that is there already, and the hash of what it was made of."""
     try:
-        return json.loads((folder / "answer.json").read_text())
+        facts = json.loads((folder / "answer.json").read_text())
     except (OSError, ValueError):
-        return None
+        return None, None
+    return facts, facts.pop("input_hash", None)
 
 
 def _write_answer(
-    folder: Path, volume: Volume, answer: Answer, region: Region | None, class_names: dict[int, str]
+    folder: Path,
+    volume: Volume,
+    answer: Answer,
+    region: Region | None,
+    class_names: dict[int, str],
+    made_of: str | None,
 ) -> None:
     layers: dict[str, Any] = {}
     if answer.label_map is not None:
@@ -140,11 +153,12 @@ def _write_answer(
     save_picture(volume, folder / "picture.png", **layers)
     # Last: it says that the others are there.
     with written_file(folder / "answer.json") as part:
-        part.write_text(json.dumps(answer.facts(), indent=1) + "\n")
+        part.write_text(json.dumps({**answer.facts(), "input_hash": made_of}, indent=1) + "\n")
 
 
 def _write_tables(folder: Path, identifiers: Iterable[str], failures: dict[str, str]) -> None:
-    rows = [{"id": name, **_flat(facts)} for name in identifiers if (facts := _stored(folder / name)) is not None]
+    stored = ((name, _stored(folder / name)[0]) for name in identifiers if name not in failures)
+    rows = [{"id": name, **_flat(facts)} for name, facts in stored if facts is not None]
     write_csv(folder / "predictions.csv", rows, fields=None if rows else ("id",))
     write_failures(folder, failures)
 

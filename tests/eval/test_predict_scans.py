@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shutil
+from unittest.mock import ANY
 
 import nibabel as nib
 import numpy as np
@@ -15,7 +17,7 @@ from voxelfm_hf.features import Task
 from voxelfm_hf.hub import weight_hash
 from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
-from voxelfm_hf.scan_list import list_scans, read_regions
+from voxelfm_hf.scan_list import Region, list_scans, read_regions
 from voxelfm_hf.volumes.errors import VoxelFMError
 
 
@@ -71,7 +73,7 @@ def test_a_rerun_does_only_what_is_missing_and_failures_are_listed(made, tmp_pat
         rows = {row["id"]: row for row in csv.DictReader(file)}
     assert set(rows) == {"a.nii.gz", "b.nii.gz"} == {name for name, _ in shown}
     for name, facts in shown:
-        assert facts == json.loads((out / name / "answer.json").read_text())
+        assert facts | {"input_hash": ANY} == json.loads((out / name / "answer.json").read_text())
         assert float(rows[name]["nodule"]) == facts["values"]["nodule"]
         assert int(rows[name]["nodule_positive"]) == facts["positive"]["nodule"]
         assert (out / name / "picture.png").stat().st_size > 1000
@@ -159,3 +161,27 @@ def test_a_point_is_reported_where_the_head_puts_it(made, tmp_path):
     corners = nib.affines.apply_affine(nib.load(made / "scans" / "a.nii.gz").affine, [[0, 0, 0], [19, 17, 9]])
     low, high = np.sort(corners * [-1, -1, 1], axis=0)
     assert (point >= low - 3).all() and (point <= high + 3).all()
+
+
+def test_an_answer_is_never_given_for_another_scan_or_place_of_the_same_id(made, tmp_path):
+    reader = make_reader(made, tmp_path / "probe")
+    scan = made / "scans" / "a.nii.gz"
+    for folder, source in (("first", "a.nii.gz"), ("other", "b.nii.gz")):
+        (tmp_path / folder).mkdir()
+        shutil.copy(made / "scans" / source, tmp_path / folder / "scan.nii.gz")
+    predict_scans(tasks_of(tmp_path / "first" / "scan.nii.gz"), reader, tmp_path / "out")
+    shown: list[str] = []
+    refused = predict_scans(
+        tasks_of(tmp_path / "other" / "scan.nii.gz"), reader, tmp_path / "out", on_answer=lambda *a: shown.append(a[1])
+    )
+    assert "scan.nii.gz" in refused.failures["scan.nii.gz"] and "another scan" in refused.failures["scan.nii.gz"]
+    assert (shown, refused.present, refused.added) == ([], 0, 0)
+    # The same scan elsewhere is the same scan.
+    shutil.copytree(tmp_path / "first", tmp_path / "moved")
+    assert predict_scans(tasks_of(tmp_path / "moved" / "scan.nii.gz"), reader, tmp_path / "out").present == 1
+
+    reader, (task,) = make_reader(made, tmp_path / "cubes", region_size=8), tasks_of(scan)
+    places = [Task(task.scan, (Region("a#point", (x, -10.0, 60.0), 9.0),)) for x in (-10.0, -12.0)]
+    predict_scans(places[:1], reader, tmp_path / "points")
+    assert predict_scans(places[:1], reader, tmp_path / "points").present == 1
+    assert "another scan, place" in predict_scans(places[1:], reader, tmp_path / "points").failures["a#point"]

@@ -87,6 +87,35 @@ def test_rerun_adds_only_what_is_missing(small_model, scan_folder, tmp_path):
     assert FeatureStore(store).failures() == {} and len(FeatureStore(store).ids) == 4
 
 
+def test_what_an_id_stands_for_does_not_change(small_model, scan_folder, tmp_path):
+    store, scan, lists = tmp_path / "store", scan_folder / "a.nii.gz", []
+    other = np.roll(read_volume(scan).hu, 5, axis=1)  # of the same size
+    np.save(tmp_path / "other.npy", other)
+    for number, place in enumerate([(0, 0, 0), (0, 0, 0), (4, 0, 0)]):
+        lists.append(tmp_path / f"regions{number}.csv")
+        centre = (read_volume(scan).affine @ [*[n // 2 for n in other.shape], 1])[:3] + place
+        lists[-1].write_text("scan,x,y,z,edge_mm\na.nii.gz," + ",".join(map(str, centre)) + ",30\n")
+
+    def embed(regions, **options):
+        scans = list_scans([scan])
+        tasks = [Task(scan, tuple(found)) for scan, found in read_regions(regions, scans).items()]
+        return embed_scans(tasks, small_model, store, EmbedOptions(dtype="float32", **options))
+
+    assert embed(lists[0]).added == 1 and embed(lists[1]).present == 1
+    moved = embed(lists[2])
+    (sentence,) = moved.failures.values()
+    assert (moved.added, moved.present) == (0, 0) and "another scan, place or way of reading" in sentence
+    assert FeatureStore(store).failures() == moved.failures
+    assert len(embed(lists[0], assume_hu=True).failures) == 1
+    assert embed(lists[0]).failures == {} == FeatureStore(store).failures()
+
+    options = EmbedOptions(dtype="float32", spacing=(5.0, 5.0, 5.0))
+    embed_scans(tasks_of(tmp_path / "other.npy"), small_model, tmp_path / "second", options)
+    np.save(tmp_path / "other.npy", read_volume(scan).hu)
+    again = embed_scans(tasks_of(tmp_path / "other.npy"), small_model, tmp_path / "second", options)
+    assert list(again.failures) == ["other.npy"]
+
+
 def test_other_weights_or_settings_are_refused(small_model, scan_folder, tmp_path):
     store, tasks = tmp_path / "store", tasks_of(scan_folder)
     embed_scans(tasks, small_model, store, FP32)

@@ -20,7 +20,15 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from voxelfm_hf.failures import write_failures
-from voxelfm_hf.features import EmbedOptions, Prepared, Task, prepared_scans, process_state, processor_settings
+from voxelfm_hf.features import (
+    EmbedOptions,
+    Prepared,
+    Task,
+    mistaken,
+    prepared_scans,
+    process_state,
+    processor_settings,
+)
 from voxelfm_hf.files import written_file
 from voxelfm_hf.hub import load, resolve_model
 from voxelfm_hf.volumes.errors import RecipeError, StoreError
@@ -64,7 +72,13 @@ class InputCache:
         middle = (low + high) / 2
         voxels = np.rint((prepared.voxels - middle) / step).astype(np.int16)
         with written_file(self._file(identifier)) as path:
-            save_file({"voxels": voxels, "scale": np.array([step, middle], dtype=np.float64)}, path)
+            tensors = {"voxels": voxels, "scale": np.array([step, middle], dtype=np.float64)}
+            save_file(tensors, path, metadata={"input_hash": prepared.facts.get("input_hash") or ""})
+
+    def input_hash(self, identifier: str) -> str | None:
+        """What the input was made of, see `voxelfm_hf.features.identity`; None where it is not known."""
+        with safe_open(self._file(identifier), framework="np") as file:
+            return (file.metadata() or {}).get("input_hash") or None
 
     def _file(self, identifier: str) -> Path:
         return self.folder / "volumes" / f"{identifier}.safetensors"
@@ -116,7 +130,8 @@ def prepare_inputs(
     share = todo[state.process_index :: state.num_processes]
     if on_start:
         on_start(len(share))
-    failures: dict[str, str] = {}
+    known = {name: cache.input_hash(name) for name in present}
+    failures = mistaken(tasks[state.process_index :: state.num_processes], known, options, cache.folder)
     for task, results in prepared_scans(share, processor, options, region_size=region_size, present=present):
         for identifier, result in results.items():
             if isinstance(result, Prepared):

@@ -11,7 +11,7 @@ import torch
 
 import voxelfm_hf
 from voxelfm_hf.failures import write_failures
-from voxelfm_hf.features.inputs import EmbedOptions, Prepared, prepared_scans, processor_settings
+from voxelfm_hf.features.inputs import EmbedOptions, Prepared, mistaken, prepared_scans, processor_settings
 from voxelfm_hf.features.tiles import check_tile, encode
 from voxelfm_hf.hub import inference_dtype, load, resolve_model, weight_hash
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMGeometry, VoxelFMImageProcessor
@@ -84,6 +84,8 @@ def embed_scans(
         summary.present = sum(len(present.intersection(task.identifiers)) for task in tasks)
         state.wait_for_everyone()  # every process has seen the same rows before the first is added
         share = todo[state.process_index :: state.num_processes]
+        known = dict(zip(writer.ids, writer.table["input_hash"].to_pylist(), strict=True))
+        summary.failures = mistaken(tasks[state.process_index :: state.num_processes], known, options, writer.folder)
         if on_start:
             on_start(len(share))
         prepared = prepared_scans(
@@ -103,6 +105,7 @@ def embed_scans(
             shares = gather_object([summary])
             summary.added = sum(share.added for share in shares)
             summary.failures = {key: reason for share in shares for key, reason in share.failures.items()}
+        summary.present -= sum(identifier in present for identifier in summary.failures)
         if state.is_main_process:
             asked = {identifier for task in tasks for identifier in task.identifiers}
             write_failures(writer.folder, _merged(writer, summary.failures, asked - summary.failures.keys()))

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from voxelfm_hf.features.identity import input_hash, other_input
 from voxelfm_hf.features.tiles import TILED_BUDGET
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMGeometry, VoxelFMImageProcessor
 from voxelfm_hf.read_ahead import WorkerCrash, read_ahead
@@ -52,6 +53,10 @@ class EmbedOptions:
         processor.max_patches = self.max_patches or (TILED_BUDGET if self.tile else processor.max_patches)
         processor.voxel_mm = self.voxel_mm or processor.voxel_mm
         processor.pad_thin = self.pad or processor.pad_thin
+
+    def input_hash(self, scan: Scan, region: Region | None) -> str | None:
+        """See `identity.input_hash`, for a scan that is read as these options say."""
+        return input_hash(scan, region, assume_hu=self.assume_hu, spacing=self.spacing)
 
 
 def processor_settings(processor: VoxelFMImageProcessor) -> dict[str, Any]:
@@ -139,6 +144,7 @@ def _prepare_one(scan: Scan, identifier: str, volume: Volume, region: Region | N
     else:
         voxels, geometry = processor.prepare_region(volume, region.centre_lps, region.edge_mm, _worker["region_size"])
     facts = row_facts(scan, identifier, volume, geometry, patch_size=processor.patch_size)
+    facts["input_hash"] = _worker["options"].input_hash(scan, region)
     voxels = voxels.to(_worker["dtype"])
     # numpy knows no bfloat16; its bits travel as int16
     return Prepared((voxels.view(torch.int16) if voxels.dtype == torch.bfloat16 else voxels).numpy(), facts)
@@ -165,6 +171,25 @@ def row_facts(
         "field_of_view_mm": [n * patch_size * mm for n, mm in zip(geometry.grid, geometry.spacing_mm, strict=True)],
         "patch_affine": (volume.affine @ geometry.patch_to_voxel()).ravel().tolist(),
         "notes": [*volume.notes, *geometry.notes],
+    }
+
+
+def mistaken(
+    tasks: Sequence[Task], known: Mapping[str, str | None], options: EmbedOptions, folder: Path
+) -> dict[str, str]:
+    """A sentence for every id that is in a folder already, made of something else than the task names now.
+
+    Args:
+        tasks: What is asked for.
+        known: Hash by id of what is there; None where it is not known.
+        options: How scans are read.
+        folder: The folder, for the sentence.
+    """
+    return {
+        identifier: other_input(identifier, folder)
+        for task in tasks
+        for identifier, region in zip(task.identifiers, task.regions or (None,), strict=True)
+        if known.get(identifier) is not None and options.input_hash(task.scan, region) not in (None, known[identifier])
     }
 
 

@@ -1,0 +1,67 @@
+"""Whether what is stored under an id was made of the very scan and place that are asked for now."""
+
+import glob
+import hashlib
+from pathlib import Path
+
+from voxelfm_hf.scan_list import Region, Scan
+
+SAMPLE_BYTES = 65536
+_HEADERS = (".mhd", ".hdr", ".nhdr")
+
+
+def input_hash(
+    scan: Scan,
+    region: Region | None = None,
+    *,
+    assume_hu: bool = False,
+    spacing: tuple[float, float, float] | None = None,
+) -> str | None:
+    """What tells one input from another under the same id, at the cost of a few reads.
+
+    Args:
+        scan: The scan; sizes and samples of its files count, not their names.
+        region: The cube of it.
+        assume_hu, spacing: How it is read.
+
+    Returns:
+        32 hex digits; None where the files cannot be read.
+    """
+    place = None if region is None else [*map(float, region.centre_lps), float(region.edge_mm)]
+    digest = hashlib.sha256(repr((place, bool(assume_hu), spacing and [*map(float, spacing)])).encode())
+    try:
+        files = _files(scan.path)
+        digest.update(repr([file.stat().st_size for file in files]).encode())
+        # Every file of a pair; of a series, whose slices share most of their header, three.
+        for file in files if len(files) <= 3 else (files[0], files[len(files) // 2], files[-1]):
+            digest.update(_sample(file))
+    except OSError:
+        return None
+    return digest.hexdigest()[:32]
+
+
+def other_input(identifier: str, where: Path) -> str:
+    """The sentence for an id that stands for something else in a folder of results."""
+    return (
+        f"{identifier}: {where} holds what was made of another scan, place or way of reading under this id: name a new "
+        "folder, or give ids of your own (column id of a CSV list or of the regions)"
+    )
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.is_file())
+    if path.suffix.lower() in _HEADERS:  # the voxels lie beside it
+        return sorted(path.parent.glob(f"{glob.escape(path.stem)}.*"))
+    return [path]
+
+
+def _sample(path: Path) -> bytes:
+    """Beginning, middle and end."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        parts = []
+        for start in (0, size // 2, max(0, size - SAMPLE_BYTES)):
+            file.seek(start)
+            parts.append(file.read(SAMPLE_BYTES))
+    return b"".join(parts)
