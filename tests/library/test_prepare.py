@@ -349,6 +349,18 @@ def test_columns_of_a_data_set(scans, tmp_path):
     )
 
 
+@pytest.mark.parametrize("header", ["path,patient", "path,PatientID", "path,patient_id"])
+def test_a_list_of_paths_and_patients(scans, tmp_path, header):
+    """Patients are told apart as they are written, and what is no DICOM has one too."""
+    files = sorted(scans.rglob("*.nii.gz"))
+    lines = [f"{file.relative_to(tmp_path)},{who}" for file, who in zip(files, ["007", "7", "007", "", "8"], strict=True)]
+    (tmp_path / "list.csv").write_text("\n".join([header, *lines]))
+    quick(tmp_path / "list.csv", tmp_path / "out")
+    rows = rows_of(tmp_path / "out")
+    code = [rows[str(file)]["patient"] for file in files]
+    assert code[0] == code[2] and code[3] is None and len({code[0], code[1], code[4], None}) == 4
+
+
 def test_scanner_facts_of_other_formats_are_unknown(scans, tmp_path):
     assert scanner_facts(scans / "p0" / "ct.nii.gz") == {"manufacturer": None, "kernel": None}
     assert scanner_facts(tmp_path / "nowhere") == {"manufacturer": None, "kernel": None}

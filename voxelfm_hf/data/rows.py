@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from voxelfm_hf.column_names import PATIENT_COLUMNS, usual_column
 from voxelfm_hf.volumes import RecipeError, ScanError, Volume, read_volume
 from voxelfm_hf.volumes.values import HounsfieldBuffer, check_hounsfield
 
@@ -55,6 +56,8 @@ class ColumnMap:
         for key, candidates in usual.items():
             if key not in given:
                 given[key] = next((name for name in candidates if name in names), None)
+        if "patient" not in given:
+            given["patient"] = usual_column(names, PATIENT_COLUMNS)
         if given["volume"] is None:
             raise RecipeError(
                 f"no column of the data set looks like scans (its columns are {listed}); name one in the column map, "

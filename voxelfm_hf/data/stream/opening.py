@@ -131,7 +131,12 @@ def _table_of_text(file: str, source: StreamSource) -> Any:
     try:
         if _extension(file) in (".csv", ".tsv"):
             options = pyarrow.csv.ParseOptions(delimiter="\t" if _extension(file) == ".tsv" else ",")
-            table = pyarrow.csv.read_csv(file, parse_options=options)
+            with pyarrow.csv.open_csv(file, parse_options=options) as reader:
+                header = reader.schema.names
+            # As numbers, patients 007 and 7 would be one.
+            patient = ColumnMap.resolve(source.columns, header).patient
+            as_text = pyarrow.csv.ConvertOptions(column_types={patient: pa.string()} if patient else {})
+            table = pyarrow.csv.read_csv(file, parse_options=options, convert_options=as_text)
         else:
             table = pyarrow.json.read_json(file)
     except (OSError, pa.ArrowException) as error:
