@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from voxelfm_hf.column_names import PATIENT_COLUMNS, usual_column
 from voxelfm_hf.volumes.errors import LabelError
 
 ID_COLUMNS = ("id", "file", "path", "scan", "source", "image")
-PATIENT_COLUMNS = ("patient_id", "patient", "subject_id", "subject")
-STUDY_COLUMNS = ("study_id", "study", "study_uid", "accession")
+STUDY_COLUMNS = ("study_id", "study", "study_uid", "study_instance_uid", "accession", "accession_number")
 YES, NO = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no"}
 
 
@@ -43,8 +43,8 @@ class LabelTable:
         return self.columns[name]
 
     def first_of(self, names: Sequence[str]) -> str | None:
-        """The first of the names that is a column, or None."""
-        return next((name for name in names if name in self.columns), None)
+        """The first of the names that is a column (see `usual_column`), or None."""
+        return usual_column(self.columns, names)
 
     def take(self, rows: Sequence[int] | np.ndarray) -> "LabelTable":
         """The table of some rows, in their order."""
@@ -58,27 +58,34 @@ def read_labels(source: str | Path | Any, *, id_column: str | None = None) -> La
     Args:
         source: A path, or a `datasets.Dataset`.
         id_column: The column that names the scan as the feature store does; by default the first of id, file, path,
-            scan, source, image.
+            scan, source, image (see `usual_column`).
 
     Returns:
-        LabelTable: ids are strings; empty cells, NA and NaN are None.
+        LabelTable: ids are strings; empty cells, NA and NaN are None. Ids, patients and studies of a CSV are as they
+        are written: 007 and 7 are two.
 
     Raises:
-        LabelError: the file cannot be read, is empty, has no id column, or an id is missing or repeated.
+        LabelError: the file cannot be read, is empty, has no id column, two columns have one name, or an id is missing
+            or repeated.
     """
-    table, name = _arrow_table(source)
+    table, name = _arrow_table(source, id_column)
+    named_twice = [column for column, count in Counter(table.column_names).items() if count > 1 and column]
+    if named_twice:
+        raise LabelError(f"{name} has more than one column {named_twice[0]}: give every column a name of its own")
     garbled = [str(field.name) for field in table.schema if pa.types.is_binary(field.type)]
     if garbled:
         raise LabelError(f"{name}: column {garbled[0]} is not UTF-8 text: save the table as UTF-8")
-    columns = {str(column): _without_nan(table[column].to_pylist()) for column in table.column_names}
+    columns = {
+        str(column): _without_nan(values.to_pylist())
+        for column, values in zip(table.column_names, table.columns, strict=True)
+    }
     if table.num_rows == 0:
         raise LabelError(f"{name} holds no rows: fill in one a scan")
-    wanted = (id_column,) if id_column else ID_COLUMNS
-    found = next((column for column in wanted if column in columns), None)
+    found = _id_column(list(columns), id_column)
     if found is None:
         raise LabelError(
-            f"{name} has no column {' or '.join(wanted)} to match scans by: its columns are {', '.join(columns)}; "
-            "name the right one with --id-column"
+            f"{name} has no column {id_column or ' or '.join(ID_COLUMNS)} to match scans by: its columns are "
+            f"{', '.join(columns)}; name the right one with --id-column"
         )
     if any(value is None for value in columns[found]):
         raise LabelError(
@@ -248,7 +255,13 @@ def _numbers(labels: LabelTable, column: str) -> np.ndarray:
     return numbers
 
 
-def _arrow_table(source: str | Path | Any) -> tuple[pa.Table, str]:
+def _id_column(names: Sequence[str], id_column: str | None) -> str | None:
+    if id_column is None:
+        return usual_column(names, ID_COLUMNS)
+    return id_column if id_column in names else None
+
+
+def _arrow_table(source: str | Path | Any, id_column: str | None) -> tuple[pa.Table, str]:
     """The table and a short name for messages."""
     if not isinstance(source, (str, Path)):
         kept = [name for name, kind in source.features.items() if getattr(kind, "dtype", None) is not None]
@@ -260,17 +273,19 @@ def _arrow_table(source: str | Path | Any) -> tuple[pa.Table, str]:
         if path.suffix.lower() in (".parquet", ".pq"):
             return pa.parquet.read_table(path), path.name
         separator = "\t" if path.suffix.lower() == ".tsv" else ","
-        return (
-            pa.csv.read_csv(
-                path,
-                parse_options=pa.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
-                convert_options=pa.csv.ConvertOptions(strings_can_be_null=True),
-            ),
-            path.name,
+        parsing = pa.csv.ParseOptions(delimiter=separator, newlines_in_values=True)
+        with pa.csv.open_csv(path, parse_options=parsing) as reader:
+            names = reader.schema.names
+        naming = (_id_column(names, id_column), *(usual_column(names, u) for u in (PATIENT_COLUMNS, STUDY_COLUMNS)))
+        converting = pa.csv.ConvertOptions(
+            strings_can_be_null=True, column_types={column: pa.string() for column in naming if column}
         )
+        return pa.csv.read_csv(path, parse_options=parsing, convert_options=converting), path.name
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         if "Empty CSV" in str(error):
             raise LabelError(f"{path} is empty: fill in one row a scan") from None
+        if "invalid UTF8" in str(error):
+            raise LabelError(f"{path.name} is not UTF-8 text: save the table as UTF-8") from None
         raise LabelError(
             f"{path} cannot be read as a table: save it as CSV (comma separated, UTF-8) or Parquet"
         ) from None

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from voxelfm_hf.eval.labels import PATIENT_COLUMNS, STUDY_COLUMNS, LabelTable
+from voxelfm_hf.column_names import PATIENT_COLUMNS
+from voxelfm_hf.eval.labels import STUDY_COLUMNS, LabelTable
 from voxelfm_hf.volumes.errors import LabelError
 
 SPLITS = ("train", "val", "test")
@@ -14,11 +15,11 @@ ALIASES = {"training": "train", "validation": "val", "valid": "val", "dev": "val
 def patient_groups(labels: LabelTable, *, patient_column: str | None = None) -> np.ndarray:
     """A group number for each row: rows of one patient, or of one study, have the same.
 
-    The study is the first of the columns study_id, study, study_uid, accession that exists.
+    The study is the first of `STUDY_COLUMNS` that exists.
 
     Args:
         labels: The labels.
-        patient_column: By default the first of patient_id, patient, subject_id, subject that exists.
+        patient_column: By default the first of `PATIENT_COLUMNS` that exists.
 
     Returns:
         (n,) integers from 0; every row its own group when there is neither column.

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from voxelfm_hf.column_names import PATIENT_COLUMNS
 from voxelfm_hf.eval.labels import LabelTable, match_to_store
 from voxelfm_hf.eval.splits import patient_groups, split_rows
 from voxelfm_hf.modeling.configuration_voxelfm_probe import PATCH_HEADS
@@ -45,6 +46,8 @@ class TaskData:
         annotated: For segmentation, a function row -> (classes,) bool: was the class looked for in the scan?
         notes: What was left out or assumed, for the card.
         options: The head that it was read for, and what only one task needs.
+        patient_column: The column of the label table that tells patients apart; None where it has none and a row, or a
+            study, counts as a patient.
     """
 
     task: str
@@ -62,6 +65,7 @@ class TaskData:
     annotated: Callable[[int], np.ndarray] | None = None
     notes: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    patient_column: str | None = None
 
     def rows(self, split: str) -> np.ndarray:
         """Row numbers of a split."""
@@ -114,6 +118,12 @@ def open_data(
     if len(kept) < len(labels):
         notes.append(f"{len(labels) - len(kept)} labelled scans without features were left out")
     labels, matched = labels.take(kept), matched[kept]
+    patient_column = patient_column or labels.first_of(PATIENT_COLUMNS)
+    if patient_column is None:
+        notes.append(
+            "the label table has no column of patients, so rows count as patients and scans of one patient may be in "
+            "both training and test rows; name such a column patient_id"
+        )
     groups = patient_groups(labels, patient_column=patient_column)
     splits = split_rows(labels, groups, split_column=split_column, seed=split_seed)
     ids = [store.ids[row] for row in matched]
@@ -136,6 +146,7 @@ def open_data(
         grids=np.array(store.table["grid"].to_pylist())[matched],
         notes=tuple(notes),
         options={"head": head},
+        patient_column=patient_column,
     )
     return data, labels
 

@@ -48,6 +48,25 @@ def test_ids_may_be_any_column_and_numbers(table):
     assert table("file,id,x\nf1,i1,1\n").ids == ["i1"]
 
 
+def test_ids_patients_and_studies_are_as_they_are_written(table):
+    labels = table("id,patient_id,study_id,age\n001,007,1.10,60\n1,7,1.1,61\n01,7,1.2,62\n")
+    assert labels.ids == ["001", "1", "01"]
+    groups = patient_groups(labels)
+    assert groups[0] != groups[1] == groups[2]
+    assert labels.column("age") == [60, 61, 62]
+    assert table("Number,x\n1e2,1\n100,2\n", id_column="Number").ids == ["1e2", "100"]
+
+
+@pytest.mark.parametrize("patient", ["PatientID", "patient id", "Subject-ID", "pid", "case_id", "PATIENT"])
+def test_usual_names_are_found_however_they_are_written(table, patient):
+    labels = table(f"ID,{patient},StudyID\na,007,s\nb,007,t\nc,8,u\nd,9,u\n")
+    assert labels.ids == ["a", "b", "c", "d"]
+    groups = patient_groups(labels)
+    assert groups[0] == groups[1] != groups[2] == groups[3]
+    # The usual way of writing goes first.
+    assert table("ID,file\na,b\n").ids == ["b"]
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -57,6 +76,7 @@ def test_ids_may_be_any_column_and_numbers(table):
         ("id,x\na,1\n,2\n", "1 rows without a value in id"),
         ("id,x\na,1\nb,1\na,2\n", r"1 ids more than once \(a\)"),
         ("id,x\na,1,9\nb\n", "cannot be read as a table"),
+        ("id,x,x\na,1,2\n", "labels.csv has more than one column x"),
     ],
 )
 def test_bad_tables(table, text, sentence):
@@ -70,9 +90,10 @@ def test_unreadable_files(tmp_path):
     (tmp_path / "wrong.parquet").write_bytes(b"PAR1 but not really")
     with pytest.raises(LabelError, match="cannot be read as a table"):
         read_labels(tmp_path / "wrong.parquet")
-    (tmp_path / "latin.csv").write_bytes("id,x\n\xe9,1\n".encode("latin-1"))
-    with pytest.raises(LabelError, match="column id is not UTF-8 text"):
-        read_labels(tmp_path / "latin.csv")
+    for text, sentence in (("id,x\n\xe9,1\n", "latin.csv is not UTF-8"), ("id,x\na,\xe9\n", "column x is not UTF-8")):
+        (tmp_path / "latin.csv").write_bytes(text.encode("latin-1"))
+        with pytest.raises(LabelError, match=sentence):
+            read_labels(tmp_path / "latin.csv")
 
 
 def test_matching_by_id_or_by_the_end_of_a_path(table):

@@ -384,6 +384,17 @@ def test_missing_scans_are_left_out_only_when_allowed(store, labels):
     assert len(data.ids) == 120 and "1 labelled scans without features" in data.notes[0]
 
 
+def test_a_table_without_patients_is_told(store, labels):
+    read = load_task("regression").read
+    assert read(store, labels, targets=["size"]).patient_column == "patient_id"
+    columns = {name: values for name, values in labels.columns.items() if name != "patient_id"}
+    data = read(store, LabelTable("labels.csv", labels.ids, columns), targets=["size"])
+    assert data.patient_column is None and "no column of patients" in " ".join(data.notes)
+    columns["who"] = labels.columns["patient_id"]
+    data = read(store, LabelTable("labels.csv", labels.ids, columns), targets=["size"], patient_column="who")
+    assert data.patient_column == "who" and not data.notes
+
+
 def test_training_labels_of_one_class_are_refused(store, labels, made):
     """A column with both classes is of no use when all training scans have the same one."""
     rows = list(csv.DictReader((made / "labels.csv").open()))

@@ -353,7 +353,8 @@ def test_columns_of_a_data_set(scans, tmp_path):
 def test_a_list_of_paths_and_patients(scans, tmp_path, header):
     """Patients are told apart as they are written, and what is no DICOM has one too."""
     files = sorted(scans.rglob("*.nii.gz"))
-    lines = [f"{file.relative_to(tmp_path)},{who}" for file, who in zip(files, ["007", "7", "007", "", "8"], strict=True)]
+    people = ["007", "7", "007", "", "8"]
+    lines = [f"{file.relative_to(tmp_path)},{who}" for file, who in zip(files, people, strict=True)]
     (tmp_path / "list.csv").write_text("\n".join([header, *lines]))
     quick(tmp_path / "list.csv", tmp_path / "out")
     rows = rows_of(tmp_path / "out")
