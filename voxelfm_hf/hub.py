@@ -100,6 +100,11 @@ def resolve_model(model: str | Path, *, revision: str | None = None) -> Path:
         raise ModelError(f"{model} cannot be fetched from the Hub ({type(error).__name__})") from None
 
 
+def is_local_elsewhere(base: str | Path) -> bool:
+    """Whether a base that is written down was a local folder, of which only the last part is, and is not here."""
+    return str(base) != EMBEDDED and "/" not in str(base) and not Path(base).is_dir()
+
+
 def _adapted(folder: Path, **kwargs):
     """The base model of a folder of adapters with the adapters merged into its weights, and the image processor."""
     import json
@@ -116,7 +121,7 @@ def _adapted(folder: Path, **kwargs):
     # Of a local base only the last part of its path is written down.
     beside = [place / str(base) for place in (folder.parent, folder.parent.parent)]
     found = next((place for place in beside if base and place.is_dir()), base)
-    if not found or (found is base and base != EMBEDDED and "/" not in str(base)):
+    if not found or (found is base and is_local_elsewhere(base)):
         raise ModelError(f"{folder} holds adapters of a local model named {base}: put that model's folder beside it")
     if expected and weight_hash(resolve_model(found)) != expected:
         raise ModelError(

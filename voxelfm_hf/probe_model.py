@@ -7,17 +7,14 @@ from typing import Any
 
 import torch
 
+from voxelfm_hf.features import set_up_processor
 from voxelfm_hf.files import written_folder
-from voxelfm_hf.hub import EMBEDDED, load, loading, resolve_model, weight_hash
-from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
+from voxelfm_hf.hub import is_local_elsewhere, load, loading, resolve_model, weight_hash
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMImageProcessor
 from voxelfm_hf.modeling.modeling_voxelfm_classifier import VoxelFMForImageClassification
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.release.folder import PLACEHOLDER
 from voxelfm_hf.volumes.errors import ModelError
-
-# How scans were taken, in a probe's `processor` beside the processor's own settings.
-NOT_OF_THE_PROCESSOR = ("region_size", "tile")
 
 
 def load_with_probe(
@@ -43,7 +40,7 @@ def load_with_probe(
     base = model or config.base_model_name_or_path
     if base is None:
         raise ModelError(f"{probe} does not name its backbone: say which model to use")
-    if model is None and base != EMBEDDED and not Path(base).is_dir() and "/" not in str(base):
+    if model is None and is_local_elsewhere(base):
         raise ModelError(f"{probe} was fitted on features of a local folder named {base}: say where that model is")
     backbone = resolve_model(base)
     try:
@@ -53,7 +50,7 @@ def load_with_probe(
     network, processor = load(
         backbone, dtype=dtype or getattr(torch, (config.fit or {}).get("features_dtype") or "float32")
     )
-    set_up_processor(processor, config)
+    set_up_processor(processor, config.processor)
     return head, network, processor
 
 
@@ -134,12 +131,5 @@ def open_classifier(folder: Path) -> tuple[VoxelFMForImageClassification, VoxelF
     with loading(folder, "a probe with its backbone"):
         composed = VoxelFMForImageClassification.from_pretrained(folder).eval()
         processor = VoxelFMImageProcessor.from_pretrained(folder)
-    set_up_processor(processor, composed.probe.config)
+    set_up_processor(processor, composed.probe.config.processor)
     return composed, processor
-
-
-def set_up_processor(processor: VoxelFMImageProcessor, config: VoxelFMProbeConfig) -> None:
-    """Gives a processor the settings that the features of a probe were made with."""
-    for name, value in (config.processor or {}).items():
-        if name not in NOT_OF_THE_PROCESSOR:
-            setattr(processor, name, value)

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from voxelfm_hf.features import set_up_processor
 from voxelfm_hf.features.tiles import encode
-from voxelfm_hf.hub import EMBEDDED, load, resolve_model, weight_hash
+from voxelfm_hf.hub import is_local_elsewhere, load, resolve_model, weight_hash
 from voxelfm_hf.scan_list import Region
 from voxelfm_hf.store import FeatureStore
 from voxelfm_hf.volumes import Volume
@@ -29,20 +30,18 @@ def query_vector(
         ScanError: the scan cannot be prepared, or a region is given or lacking where the store has none or some.
     """
     run = store.run
-    settings = dict(run.get("processor") or {})
-    size, tile = settings.pop("region_size", None), settings.pop("tile", None)
+    size = (run.get("processor") or {}).get("region_size")
     if (region is None) != (size is None):
         need = "regions: say which with --point" if size else "whole scans: leave the region out"
         raise ScanError(f"{store.folder} holds {need}")
     base = str(model or run.get("model"))
-    if model is None and base != EMBEDDED and "/" not in base and not Path(base).is_dir():
+    if model is None and is_local_elsewhere(base):
         raise ModelError(f"{store.folder} was made with a local model named {base}: say where that model is (--model)")
     folder = resolve_model(base)
     if weight_hash(folder) != run.get("weight_hash"):
         raise ModelError(f"{base} has other weights than the model of {store.folder}: name that model")
     network, processor = load(folder, dtype=getattr(torch, run.get("dtype") or "float32"))
-    for name, value in settings.items():
-        setattr(processor, name, value)
+    size, tile = set_up_processor(processor, run.get("processor"))
     try:
         if region is None:
             voxels = processor(volume)["pixel_values"][0]

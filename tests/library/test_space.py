@@ -417,3 +417,19 @@ def test_real_scans_open(real_data, tmp_path):
         folder.mkdir()
         shutil.copy(scans / name, folder)
         assert np.array_equal(read_upload(folder / name).hu, read_volume(scans / name).hu)
+
+
+def test_a_store_of_regions_is_no_store_of_whole_scans_and_one_of_whole_scans_sets_the_page_up(tmp_path, scan_folder):
+    from voxelfm_hf.features import EmbedOptions, Task, embed_scans
+    from voxelfm_hf.scan_list import Region, list_scans
+    from voxelfm_hf.space.page import Page
+    from voxelfm_hf.volumes.errors import VoxelFMError
+
+    (scan,) = list_scans([scan_folder / "a.nii.gz"])
+    centre = tuple((read_volume(scan.path).affine @ [5, 5, 5, 1])[:3])
+    options = EmbedOptions(dtype="float32", max_patches=77)
+    embed_scans([Task(scan, (Region("a#0", centre, 20.0),))], "tiny", tmp_path / "regions", options)
+    embed_scans([Task(scan)], "tiny", tmp_path / "whole", options)
+    with pytest.raises(VoxelFMError, match="regions or tiles"):
+        Page("tiny", store=tmp_path / "regions")
+    assert Page("tiny", store=tmp_path / "whole").processor.max_patches == 77

@@ -33,7 +33,7 @@ def test_published_crops(tensors, draws, number):
     size = crops.crop_size(volume.shape, permutation, target, case["scale"])
     assert list(size) == case["crop"]
     view = crops.ViewDraw(permutation, tuple(case["start"]), size, target)
-    torch.testing.assert_close(crops.crop(volume, view), tensors[f"crop.output.case{number}"], atol=1e-3, rtol=0)
+    torch.testing.assert_close(crops.crop(volume, view), tensors[f"crop.output.case{number}"], atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize("number", range(3))

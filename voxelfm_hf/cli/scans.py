@@ -179,13 +179,12 @@ def picture(
     volume = read_volume(scan, series=series, assume_hu=assume_hu, spacing=parse_spacing(spacing))
     layers: dict[str, Any] = {}
     if features:
-        from voxelfm_hf.features import embed_volume
+        from voxelfm_hf.features import EmbedOptions, embed_volume
         from voxelfm_hf.hub import load
 
         quiet_libraries()
         network, processor = load(model)
-        processor.max_patches = max_patches or processor.max_patches
-        processor.pad_thin = pad
+        EmbedOptions(max_patches=max_patches, pad=pad).set_up(processor)
         try:
             grid, geometry = embed_volume(network, processor, volume)
         except ValueError as error:

@@ -9,6 +9,7 @@ from voxelfm_hf.features.inputs import (
     prepared_scans,
     processor_settings,
     row_facts,
+    set_up_processor,
 )
 from voxelfm_hf.scan_list import Task
 
@@ -25,4 +26,5 @@ __all__ = [
     "process_state",
     "processor_settings",
     "row_facts",
+    "set_up_processor",
 ]

@@ -66,6 +66,21 @@ def processor_settings(processor: VoxelFMImageProcessor) -> dict[str, Any]:
     return {name: value for name, value in settings if name not in NOT_SETTINGS and value is not None}
 
 
+def set_up_processor(
+    processor: VoxelFMImageProcessor, settings: Mapping[str, Any] | None
+) -> tuple[int | None, int | None]:
+    """Gives a processor the settings that features were made with: `processor` of a store's run.json or of a probe.
+
+    Returns:
+        Edge in voxels of the regions, and of the tiles, that were embedded; None for whole scans in one piece.
+    """
+    found = dict(settings or {})
+    region_size, tile = found.pop("region_size", None), found.pop("tile", None)
+    for name, value in found.items():
+        setattr(processor, name, value)
+    return region_size, tile
+
+
 @dataclass(frozen=True)
 class Prepared:
     """One model input and the facts of its row; voxels are int16 where they stand for bfloat16 bits."""

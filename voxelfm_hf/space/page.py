@@ -49,11 +49,16 @@ class Page:
         self.index = self.reader = self.writer = None
         if store is not None:
             from voxelfm_hf.eval.search.index import ScanIndex
+            from voxelfm_hf.features import set_up_processor
 
             opened = FeatureStore(store)
             if opened.run.get("weight_hash") != weight_hash(resolve_model(model)):
                 raise VoxelFMError(
                     f"{store} holds features of other weights than {model}: embed its scans with {model}"
+                )
+            if any(set_up_processor(self.processor, opened.run.get("processor"))):
+                raise VoxelFMError(
+                    f"{store} holds features of regions or tiles: the page compares whole scans, embed them without"
                 )
             self.index = ScanIndex.of_store(opened)
         if probe is not None:
