@@ -362,6 +362,23 @@ def test_a_list_of_paths_and_patients(scans, tmp_path, header):
     assert code[0] == code[2] and code[3] is None and len({code[0], code[1], code[4], None}) == 4
 
 
+def test_folders_and_lists_together(scans, tmp_path, monkeypatch):
+    """Relative and absolute folders have one root, and a list is no scan."""
+    monkeypatch.chdir(scans)
+    (tmp_path / "list.csv").write_text("path,id,patient\nscans/p2/ct.nii.gz,two,x\nscans/p3/ct.nii.gz,three,x\n")
+    summary = quick(["p0", str(scans / "p1"), str(scans / "p0"), str(tmp_path / "list.csv")], tmp_path / "out")
+    assert (summary.failed, summary.duplicates) == ({}, {})
+    rows = rows_of(tmp_path / "out")
+    assert sorted(rows) == ["p0/ct.nii.gz", "p1/ct.nii.gz", "three", "two"]
+    assert rows["two"]["patient"] == rows["three"]["patient"] is not None
+    assert rows["p0/ct.nii.gz"]["source"] == "scans" and rows["two"]["source"] == "list.csv"
+    again = quick(["p0", str(scans / "p1"), str(tmp_path / "list.csv"), "p4"], tmp_path / "out")
+    assert (again.scans, again.new) == (5, 1)
+    (tmp_path / "more.csv").write_text("where\nscans/p4/ct.nii.gz\n")
+    named = quick(["p1", str(tmp_path / "more.csv")], tmp_path / "named", columns={"volume": "where"}, name="mine")
+    assert named.scans == 2 and {row["source"] for row in rows_of(tmp_path / "named").values()} == {"mine"}
+
+
 def test_scanner_facts_of_other_formats_are_unknown(scans, tmp_path):
     assert scanner_facts(scans / "p0" / "ct.nii.gz") == {"manufacturer": None, "kernel": None}
     assert scanner_facts(tmp_path / "nowhere") == {"manufacturer": None, "kernel": None}

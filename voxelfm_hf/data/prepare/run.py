@@ -40,6 +40,8 @@ from voxelfm_hf.modeling.resampling_voxelfm import HU_RANGE, MIN_SPACING_MM
 from voxelfm_hf.volumes import StoreError, find_scans
 
 _UNKNOWN_BYTES = 50_000_000
+# Among several paths; .json may be the sidecar of a scan there.
+_LISTS = (".csv", ".tsv", ".jsonl")
 Progress = Callable[[int, int], None]
 
 
@@ -173,15 +175,19 @@ def _prepare(
 
 
 def _sources(sources: Any, columns: Any, name: str | None) -> list[StreamSource]:
-    """Paths of scans become one source with ids from their common root; everything else stays what it is."""
+    """Paths of scans become one source with ids from their common root; lists and data sets are one each."""
     listed = list(sources) if isinstance(sources, (list, tuple)) else [sources]
     if not listed:
         raise StoreError("no scans are given; name a folder, a file or a data set.")
     if all(isinstance(s, (str, os.PathLike)) for s in listed) and len(listed) > 1:
         paths = [os.fspath(s) for s in listed]
         if all(not p.endswith(".parquet") and os.path.exists(p) for p in paths):
-            found = [str(path) for p in paths for path in find_scans(p)]
-            return [StreamSource(list(dict.fromkeys(found)), name=name or "scans")]
+            lists = [p for p in paths if p.lower().endswith(_LISTS)]
+            # A scan may be named by a relative and by an absolute path.
+            found = {os.path.abspath(scan): str(scan) for p in paths if p not in lists for scan in find_scans(p)}
+            # Scans have no columns for `columns` to name.
+            scans = [StreamSource(list(found.values()), columns={}, name=name or "scans")]
+            listed = [*(scans if found or not lists else []), *lists]
     made = []
     for item in listed:
         source = StreamSource.of(item)

@@ -116,7 +116,10 @@ def _table_of_paths(paths: list[str], source: StreamSource, name: str) -> OpenSo
 
     if not paths:
         raise StoreError(f"{source.data}: no scans were found there; check the path of the data.")
-    root = os.path.commonpath([os.path.dirname(path) for path in paths]) if "://" not in paths[0] else ""
+    folders = [os.path.dirname(path) for path in paths]
+    if len({os.path.isabs(folder) for folder in folders}) > 1:
+        folders = [os.path.abspath(folder) for folder in folders]
+    root = os.path.commonpath(folders) if "://" not in paths[0] else ""
     ids = [os.path.relpath(path, root) if root else path for path in paths]
     return Table(datasets.Dataset.from_dict({"id": ids, "volume": paths}), source, name)
 
