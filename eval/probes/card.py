@@ -15,11 +15,14 @@ from voxelfm_hf.eval.tasks.data import TaskData
 from voxelfm_hf.hub import EMBEDDED
 from voxelfm_hf.markdown import cell, table
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
+from voxelfm_hf.training.probe.settings import DEFAULT_SETTINGS
 
 SPLIT_RULE = (
     "All rows of a patient are in one split: that of the label table, or one drawn by patient where it names none. "
     "Nothing was chosen on the test rows."
 )
+# What a setting of no value stands for.
+UNSET = {"batch_size": "all rows at once", "window": "whole scans"}
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ def write_probe_card(
     """
     config, facts = probe.config, facts or ProbeFacts()
     fit = config.fit or {}
+    tuning = fit.get("fine_tuning") or {}
     rows = score_rows(reports, task=data.task)
     module = load_task(data.task)
     headlines = [row for row in rows if row["metric"] in module.HEADLINES]
@@ -78,25 +82,24 @@ def write_probe_card(
         dataset_id=facts.dataset_id,
         eval_results=model_index(headlines, dataset_name=facts.dataset or "unnamed data", dataset_id=facts.dataset_id),
         name=facts.name or f"VoxelFM probe: {data.task} of {targets}",
-        summary=f"A {config.head} probe on frozen features of `{base}` for {data.task}: {cell(targets)}.",
+        summary=f"{_what(config, tuning, base)} for {data.task}: {cell(targets)}.",
         model_option="" if on_hub or base == EMBEDDED else " --model FOLDER_OF_THE_BACKBONE",
         features=_features(config),
         answer=module.ANSWER,
         base=base,
         base_hash=config.base_model_hash or "not recorded",
         limits=_limits(data),
-        notes=[cell(note) for note in fit.get("notes") or []],
+        notes=[cell(note) for note in (*(fit.get("notes") or ()), *(tuning.get("notes") or ()))],
         data=facts.about or "The author has not said what the scans and labels are and where they come from.",
         count_names=[cell(name) for name in counts["train"]],
         counts={
             split: [len(data.rows(split)), _patients(data, split), *found.values()] for split, found in counts.items()
         },
         split_rule=SPLIT_RULE,
-        fit=f"A {config.head} head on {'patch grids' if config.uses_patches else 'CLS vectors'}; the best epoch was "
-        "chosen on the validation rows.",
+        fit=_fit(config, tuning),
         settings=_settings(config, fit),
         cost=_cost(fit),
-        evaluation=_evaluation(facts),
+        evaluation=_evaluation(facts, tuning),
         scores=_scores(rows),
         undefined=[
             f"{row['metric']} of {cell(row['target'])}: {cell(row['note'] or 'no value')} (n {row['n']})"
@@ -124,8 +127,26 @@ def _scores(rows: list[dict[str, Any]]) -> str:
     return score_table(named) or "No score is defined on the test rows."
 
 
-def _evaluation(facts: ProbeFacts) -> str:
-    made = f"`{facts.command}`" if facts.command else "`voxelfm_hf.eval.probes.run.fit_and_evaluate`"
+def _what(config: Any, tuning: Mapping[str, Any], base: str) -> str:
+    if not tuning:
+        return f"A {config.head} probe on frozen features of `{base}`"
+    backbone = "LoRA adapters for" if tuning["mode"] == "lora" else f"a fine-tuned copy ({tuning['mode']}) of"
+    return f"A {config.head} head with {backbone} `{tuning['base'] or 'an unnamed backbone'}`, trained together,"
+
+
+def _fit(config: Any, tuning: Mapping[str, Any]) -> str:
+    head = f"A {config.head} head on {'patch grids' if config.uses_patches else 'CLS vectors'}"
+    if not tuning:
+        return f"{head}; the best epoch was chosen on the validation rows."
+    return (
+        f"{head}, fitted on frozen features and from there trained together with the backbone (mode {tuning['mode']}); "
+        f"the best epoch (of {tuning['epochs']}) was chosen on the validation rows."
+    )
+
+
+def _evaluation(facts: ProbeFacts, tuning: Mapping[str, Any]) -> str:
+    function = "finetune.finetune_and_save" if tuning else "run.fit_and_evaluate"
+    made = f"`{facts.command or f'voxelfm_hf.eval.probes.{function}'}`"
     where = f" of {facts.dataset}" if facts.dataset else ""
     return (
         f"Scored once on the test rows{where} by {made}, {date.today().isoformat()}. Intervals hold 95 % and come from "
@@ -152,14 +173,44 @@ def _patients(data: TaskData, split: str) -> int:
 
 
 def _settings(config: Any, fit: Mapping[str, Any]) -> dict[str, str]:
-    named = {name.replace("_", " "): value for name, value in (fit.get("settings") or {}).items()}
-    best = ", ".join(f"{name} {epoch}" for name, epoch in (fit.get("best_epoch") or {}).items())
-    found = {"head": config.head, "hidden width": config.head_hidden_size or "none", "seed": fit.get("seed"), **named}
-    found["best epoch"] = best
-    return {name: cell("all rows at once" if value is None else value) for name, value in found.items() if value != ""}
+    tuning = fit.get("fine_tuning")
+    if tuning:
+        named, best = _tuning_settings(config, tuning), tuning["best_epoch"]
+    else:
+        named = fit.get("settings") or {}
+        best = ", ".join(f"{name} {epoch}" for name, epoch in (fit.get("best_epoch") or {}).items())
+    found = {"head": config.head, "hidden_width": config.head_hidden_size or "none", "seed": fit.get("seed"), **named}
+    found["best_epoch"] = best
+    return {
+        name.replace("_", " "): cell(UNSET.get(name, "not recorded") if value is None else value)
+        for name, value in found.items()
+        if value != ""
+    }
+
+
+def _tuning_settings(config: Any, tuning: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a fine-tuning that had a part in its mode and task."""
+    settings = dict(tuning["settings"])
+    adapters = dict(settings.pop("lora"))
+    if tuning["mode"] == "lora":
+        settings = {name: value for name, value in settings.items() if name not in ("learning_rate", "layer_decay")}
+        adapters["layers"] = ", ".join(adapters["layers"])
+        settings |= {f"lora_{name}": value for name, value in adapters.items()}
+    if config.task == "survival":
+        settings["batch_size"] = None
+    if settings["noise"] is None:
+        settings["noise"] = DEFAULT_SETTINGS[config.head].noise
+    return {"mode": tuning["mode"], "trainable_parameters": f"{tuning['trainable_parameters']:,}", **settings}
 
 
 def _cost(fit: Mapping[str, Any]) -> str:
+    tuning = fit.get("fine_tuning")
+    if tuning:
+        return (
+            f"training took {tuning['seconds']:.0f} s and {tuning['peak_memory_mb']} MB at most of a process "
+            f"({tuning['processes']} on {tuning['machine']}); preparing the scans, the frozen probe and the "
+            "predictions are not included; energy was not measured."
+        )
     if fit.get("seconds") is None:
         return "not recorded."
     return (

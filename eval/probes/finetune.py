@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from voxelfm_hf.eval.labels import LabelTable
-from voxelfm_hf.eval.probes.run import save_probe
+from voxelfm_hf.eval.probes.card import ProbeFacts
+from voxelfm_hf.eval.probes.run import machine, save_probe, score_predictions
 from voxelfm_hf.eval.tasks import load_task
 from voxelfm_hf.eval.tasks.data import TaskData
 from voxelfm_hf.features import EmbedOptions, Task, embed_scans, process_state
@@ -31,7 +32,7 @@ from voxelfm_hf.training.finetune.input_cache import InputCache, prepare_inputs
 from voxelfm_hf.training.finetune.loop import finetune
 from voxelfm_hf.training.finetune.settings import Finetuned, FinetuneSettings
 from voxelfm_hf.training.probe.data import ProbeFeatures, ProbeJob
-from voxelfm_hf.training.probe.settings import ProbeSettings
+from voxelfm_hf.training.probe.settings import DEFAULT_SETTINGS, ProbeSettings
 from voxelfm_hf.volumes.errors import RecipeError, VoxelFMError
 
 
@@ -103,8 +104,13 @@ class Tuner:
             probe_settings: How the frozen probe is fitted.
             folder: Of checkpoints; a run found there goes on.
             on_epoch: Called with each epoch.
+
+        Raises:
+            RecipeError: a head without weights, in another mode than frozen.
         """
         module = load_task(data.task)
+        if mode != "frozen":
+            _check_head(data.task, head or data.options["head"])
         train = data.rows("train") if train is None else np.asarray(train)
         reset_peak_memory()
         uses_patches = head in PATCH_HEADS or data.features.cls is None
@@ -135,7 +141,7 @@ class Tuner:
         found = backbone_features(tuned.backbone, self.inputs, data.ids, patches=probe.config.uses_patches)
         # The probe is for these features alone: the hash of the base does not fit them.
         changed = replace(data, features=found, run={**data.run, "weight_hash": None})
-        tuned.probe.config.fit = {**(probe.config.fit or {}), "fine_tuning": _facts(tuned, settings)}
+        tuned.probe.config.fit = {**(probe.config.fit or {}), "fine_tuning": _facts(tuned, settings, probe)}
         calibrate = getattr(module, "calibrate", None)
         if calibrate is not None:
             calibrate(tuned.probe, changed, train=train)
@@ -183,6 +189,7 @@ def finetune_and_save(
     seed: int = 0,
     settings: FinetuneSettings | None = None,
     options: EmbedOptions = EmbedOptions(),  # noqa: B008 (frozen)
+    facts: ProbeFacts | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> TunedFiles | None:
     """From scans and labels to a fine-tuned model with its probe; run again after an interruption, it goes on.
@@ -200,13 +207,15 @@ def finetune_and_save(
         seed: Of the fit.
         settings: Of the fine-tuning.
         options: How scans are read and prepared.
+        facts: What the card of the probe should say of data, licence and command.
         on_epoch: Called with each epoch.
 
     Returns:
         What was written; None on processes that only helped.
 
     Raises:
-        VoxelFMError: scans that cannot be prepared, labels that do not fit, an `out` that holds a result.
+        VoxelFMError: scans that cannot be prepared, labels that do not fit, a head without weights, an `out` that holds
+            a result.
     """
     out, module = Path(out), load_task(task)
     if mode == "frozen":
@@ -214,8 +223,9 @@ def finetune_and_save(
     done = [name for name in (ADAPTER, MODEL, PROBE) if (out / name).exists()]
     if done:
         raise VoxelFMError(f"{out / done[0]} exists already: name a new folder")
-    patches = (head or read.get("head") or HEADS_OF_TASK[task][0]) in PATCH_HEADS
-    chosen = replace(options, patches=patches, dtype="float32")
+    chosen_head = head or read.get("head") or HEADS_OF_TASK[task][0]
+    _check_head(task, chosen_head)
+    chosen = replace(options, patches=chosen_head in PATCH_HEADS, dtype="float32")
     inputs, failures = prepare_inputs(tasks, model, out / "work" / "inputs", chosen)
     failures = {**embed_scans(tasks, model, out / "work" / "store", chosen).failures, **failures}
     if failures:
@@ -233,22 +243,21 @@ def finetune_and_save(
         if hasattr(processor, name):
             setattr(processor, name, value)
     backbone = save_backbone(out, tuned.finetuned, processor, base=model)
-    save_probe(out / PROBE, tuned.probe, reports, tuned.data, predictions)
+    save_probe(out / PROBE, tuned.probe, reports, tuned.data, predictions, facts=facts)
     return TunedFiles(backbone, out / PROBE, reports, frozen, tuned.cost)
 
 
 def _reports(module: Any, tuned: Tuned, test: np.ndarray) -> tuple[dict[str, dict], Any]:
-    """Scores on the test rows, also written into the probe's configuration, and the predictions."""
+    """Scores on the test rows, and the predictions."""
     predictions = module.predict(tuned.probe, tuned.data, test)
-    config = tuned.probe.config
-    options = {"thresholds": config.threshold} if config.task == "classification" and config.threshold else {}
-    reports: dict[str, dict] = module.evaluate(predictions, tuned.data, test, **options)
-    config.metrics = {
-        f"{target}/{name}": estimate
-        for target, report in reports.items()
-        for name, estimate in report["estimates"].items()
-    }
-    return reports, predictions
+    return score_predictions(predictions, tuned.probe, tuned.data, test), predictions
+
+
+def _check_head(task: str, head: str) -> None:
+    """RecipeError for a head that has no weights to train."""
+    if head not in DEFAULT_SETTINGS:
+        *others, last = (name for name in HEADS_OF_TASK[task] if name in DEFAULT_SETTINGS)
+        raise RecipeError(f"a {head} head has no weights to train: fine-tune with {', '.join(others)} or {last}")
 
 
 def _job(data: TaskData, train: np.ndarray, seed: int) -> ProbeJob:
@@ -260,12 +269,19 @@ def _job(data: TaskData, train: np.ndarray, seed: int) -> ProbeJob:
     return ProbeJob("+".join(data.names), data.targets, train[labelled[train]], validation[labelled[validation]], seed)
 
 
-def _facts(tuned: Finetuned, settings: FinetuneSettings) -> dict[str, Any]:
+def _facts(tuned: Finetuned, settings: FinetuneSettings, frozen: VoxelFMProbe) -> dict[str, Any]:
+    """What the probe's config and card say of a fine-tuning; `base` is the backbone of the frozen probe."""
+    state = process_state()
     return {
         "mode": tuned.mode,
+        "base": frozen.config.base_model_name_or_path,
         "best_epoch": tuned.best_epoch,
         "epochs": tuned.epochs,
         "trainable_parameters": tuned.trainable_parameters,
+        "seconds": round(tuned.seconds, 1),
+        "peak_memory_mb": round(tuned.peak_memory_mb),
+        "processes": state.num_processes,
+        "machine": machine(state.device),
         "settings": to_values(settings),
         "notes": list(tuned.notes),
     }

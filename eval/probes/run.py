@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from voxelfm_hf.eval.labels import LabelTable
 from voxelfm_hf.eval.probes.card import ProbeFacts, write_probe_card
@@ -50,19 +51,40 @@ def fit_and_evaluate(
     test = data.rows("test")
     predictions = module.predict(probe, data, test)
     seconds = time.perf_counter() - started
-    options = dict(evaluate or {})
-    if probe is not None and task == "classification" and probe.config.threshold is not None:
+    if probe is None:
+        return None, module.evaluate(predictions, data, test, **(evaluate or {})), data, predictions
+    probe.config.fit = {**(probe.config.fit or {}), "seconds": round(seconds, 1), "machine": machine()}
+    return probe, score_predictions(predictions, probe, data, test, **(evaluate or {})), data, predictions
+
+
+def score_predictions(
+    predictions: Any, probe: VoxelFMProbe, data: TaskData, rows: np.ndarray, **options: Any
+) -> dict[str, dict]:
+    """The reports of a task's `evaluate` by target, at the probe's own thresholds and kept in its config.
+
+    Args:
+        predictions: Of the rows, from the task's `predict`.
+        probe: Its config gets the metrics.
+        data: The task data.
+        rows: Which rows.
+        **options: Of the task's `evaluate`.
+    """
+    if data.task == "classification" and probe.config.threshold is not None:
         options.setdefault("thresholds", probe.config.threshold)
-    reports = module.evaluate(predictions, data, test, **options)
-    if probe is not None:
-        machine = f"{os.cpu_count()} cores of {platform.machine()}"
-        probe.config.fit = {**(probe.config.fit or {}), "seconds": round(seconds, 1), "machine": machine}
-        probe.config.metrics = {
-            f"{target}/{name}": estimate
-            for target, report in reports.items()
-            for name, estimate in report["estimates"].items()
-        }
-    return probe, reports, data, predictions
+    reports: dict[str, dict] = load_task(data.task).evaluate(predictions, data, rows, **options)
+    probe.config.metrics = {
+        f"{target}/{name}": estimate
+        for target, report in reports.items()
+        for name, estimate in report["estimates"].items()
+    }
+    return reports
+
+
+def machine(device: torch.device | None = None) -> str:
+    """What a fit ran on, in words for its card; with the name of a GPU where the device is one."""
+    cores = f"{os.cpu_count()} cores of {platform.machine()}"
+    on_gpu = device is not None and device.type == "cuda"
+    return f"{torch.cuda.get_device_name(device)} and {cores}" if on_gpu else cores
 
 
 def save_probe(

@@ -1,8 +1,10 @@
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
@@ -23,6 +25,7 @@ from voxelfm_hf.scan_list import Scan
 from voxelfm_hf.store import FeatureStore
 from voxelfm_hf.training.finetune.settings import FinetuneSettings
 from voxelfm_hf.volumes import read_volume
+from voxelfm_hf.volumes.errors import RecipeError
 
 SETTINGS = FinetuneSettings(epochs=1, batch_size=10, learning_rate=5e-4)
 
@@ -94,13 +97,15 @@ def test_survival_gets_its_baseline_hazard(made):
     assert survival.predict(tuned.probe, tuned.data, data.rows("test")).shape == (18, 1)
 
 
-def test_command_leaves_adapters_and_a_probe_that_answer_from_a_file(made, tmp_path):
+def test_command_leaves_adapters_and_a_probe_that_answer_from_a_file(made, tmp_path, monkeypatch):
     from voxelfm_hf.cli import app
 
     small, _ = made
     words = ["finetune", str(small.folder / "labels.csv"), "--labels", str(small.folder / "labels.csv")]
     words += ["--task", "classification", "--target", "stripes", "--model", str(small.model), "--mode", "lora"]
     words += ["--out", str(tmp_path / "out"), "--set", "epochs=2", "--set", "lora.rank=2", "--set", "batch_size=10"]
+    words += ["--license", "mit", "--dataset", "user/stripes", "--about", "Stripes along z or y."]
+    monkeypatch.setattr("sys.argv", ["voxelfm", *words])
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     assert "stripes  auroc  frozen" in result.output and "parameters trained" in result.output
@@ -110,6 +115,8 @@ def test_command_leaves_adapters_and_a_probe_that_answer_from_a_file(made, tmp_p
     assert adapter["r"] == 2 and adapter["base_model_name_or_path"] == "small"
     written = b"".join(path.read_bytes() for path in (tmp_path / "out").glob("[am]*/*.json"))
     assert str(small.folder).encode() not in written
+    probe = json.loads((tmp_path / "out" / "probe" / "config.json").read_text())
+    check_tuned_card((tmp_path / "out" / "probe" / "README.md").read_text(), probe["fit"]["fine_tuning"], facts)
     # The base was a local folder: it has to lie beside the adapters.
     (tmp_path / "out" / "small").symlink_to(small.model)
     reader = ProbeReader(tmp_path / "out" / "probe", model=tmp_path / "out" / "adapter")
@@ -120,6 +127,37 @@ def test_command_leaves_adapters_and_a_probe_that_answer_from_a_file(made, tmp_p
         assert answer.values["stripes"] == pytest.approx(expected[f"s{index}"], abs=2e-3)
     again = CliRunner().invoke(app, words)
     assert again.exit_code != 0 and "exists already" in str(again.exception)
+
+
+def check_tuned_card(card, tuning, facts):
+    """The card is that of the fine-tuning, not of the frozen probe it started from."""
+    data = ModelCard(card).data
+    assert (data.license, data.datasets) == ("mit", ["user/stripes"]) and "Stripes along z or y." in card
+    assert "A linear head with LoRA adapters for `small`, trained together" in card
+    assert "probe on frozen features" not in card and "nesterov" not in card
+    assert re.search(r"Scored once on the test rows .*`voxelfm finetune labels\.csv .*--set lora\.rank=2", card)
+    assert f"| trainable parameters | {facts['trainable_parameters']:,} |" in card
+    assert f"the best epoch (of {facts['epochs']})" in card and f"| best epoch | {facts['best_epoch']} |" in card
+    assert "| lora rank | 2 |" in card and "| lora layers | q_proj, k_proj, v_proj, o_proj |" in card
+    assert "| batch size | 10 |" in card and "| layer decay |" not in card and "None" not in card
+    assert f"took {tuning['seconds']:.0f} s" in card and f"{tuning['peak_memory_mb']} MB" in card
+    assert tuning["seconds"] == facts["seconds"] and all(note in card for note in facts["notes"])
+
+
+def test_heads_that_cannot_be_trained_are_refused_before_any_scan_is_read(made, tmp_path):
+    from voxelfm_hf.cli import app
+
+    small, _ = made
+    words = ["finetune", str(small.scans[0]), "--labels", str(small.folder / "labels.csv"), "--task", "classification"]
+    words += ["--target", "stripes", "--head", "knn", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, words)
+    assert isinstance(result.exception, RecipeError) and not (tmp_path / "out").exists()
+    assert "knn" in str(result.exception) and "linear, mlp or pooler" in str(result.exception)
+    data = classification.read(
+        FeatureStore(small.folder / "store"), read_labels(small.folder / "labels.csv"), targets=["stripes"], head="knn"
+    )
+    with pytest.raises(RecipeError, match="knn"):
+        Tuner(small.model, small.inputs, SETTINGS).fit(data, mode="full")
 
 
 def test_unknown_settings_are_one_sentence(made, tmp_path):

@@ -8,15 +8,19 @@ import typer
 from voxelfm_hf.cli.app import app, console, errors, plain, quiet_libraries
 from voxelfm_hf.cli.options import IdColumn, Inputs, MaxPatches, ModelOption, Regions, RegionSize, tasks_of
 from voxelfm_hf.cli.task import (
+    About,
     AllowMissing,
     Classes,
+    Dataset,
     Event,
     Exclusive,
+    License,
     MaskFolder,
     Masks,
     Seed,
     Target,
     Time,
+    card_facts,
     estimate_text,
     reading_options,
 )
@@ -51,6 +55,9 @@ def finetune(
         typer.Option("--set", help="How to train, FIELD=VALUE, may be repeated: epochs=10, lora.rank=4, …"),
     ] = None,
     seed: Seed = 0,
+    about: About = "",
+    dataset: Dataset = "",
+    license: License = None,
 ) -> None:
     """Fine-tunes a backbone for a task: LoRA adapters, the last blocks, or all of it, from the frozen probe on.
 
@@ -67,8 +74,8 @@ def finetune(
     from voxelfm_hf.features import EmbedOptions
     from voxelfm_hf.training.finetune.settings import change_settings
 
-    if task in ("retrieval", "report"):
-        raise typer.BadParameter(f"--task {task} has no labels to fine-tune on")
+    if task == "retrieval":
+        raise typer.BadParameter("--task retrieval has no labels to fine-tune on")
     read = reading_options(
         labels,
         task=task,
@@ -103,6 +110,7 @@ def finetune(
         seed=seed,
         settings=change_settings(change or []),
         options=EmbedOptions(max_patches=max_patches, region_size=region_size),
+        facts=card_facts("finetune", about=about, dataset=dataset, license=license),
         on_epoch=show,
     )
     if finished is None:

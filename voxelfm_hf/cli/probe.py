@@ -1,8 +1,6 @@
 """`voxelfm probe` and `predict`: from features and labels to a probe, and from a scan to its answer."""
 
 import json
-import shlex
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,15 +32,19 @@ from voxelfm_hf.cli.options import (
 )
 from voxelfm_hf.cli.task import (
     UNDEFINED,
+    About,
     AllowMissing,
     Classes,
+    Dataset,
     Event,
     Exclusive,
+    License,
     MaskFolder,
     Masks,
     Seed,
     Target,
     Time,
+    card_facts,
     estimate_text,
     reading_options,
 )
@@ -74,16 +76,9 @@ def probe(
     id_column: IdColumn = None,
     allow_missing: AllowMissing = False,
     seed: Seed = 0,
-    about: Annotated[
-        str, typer.Option(help="For the card: what scans and labels are, where they come from.", rich_help_panel="Card")
-    ] = "",
-    dataset: Annotated[
-        str, typer.Option(help="For the card: name of the data set, or its Hub id.", rich_help_panel="Card")
-    ] = "",
-    license: Annotated[
-        str | None,
-        typer.Option(help="For the card: licence of the probe, as the Hub calls it.", rich_help_panel="Card"),
-    ] = None,
+    about: About = "",
+    dataset: Dataset = "",
+    license: License = None,
 ) -> None:
     """Fits a probe on frozen features, calibrates it on validation scans, scores it once on test scans.
 
@@ -93,7 +88,6 @@ def probe(
     Example: voxelfm probe features labels.csv --task classification --target malignant --out probe
     """
     from voxelfm_hf.eval.labels import read_labels
-    from voxelfm_hf.eval.probes.card import ProbeFacts
     from voxelfm_hf.eval.probes.run import fit_and_evaluate, save_probe
     from voxelfm_hf.store import FeatureStore
 
@@ -128,23 +122,9 @@ def probe(
     if fitted is None:
         console.print("retrieval has nothing to fit: no probe was written")
         return
-    facts = ProbeFacts(
-        about=about,
-        dataset=dataset,
-        dataset_id=dataset if dataset.count("/") == 1 else None,
-        license=license,
-        command=_typed("probe"),
-    )
+    facts = card_facts("probe", about=about, dataset=dataset, license=license)
     save_probe(out, fitted, reports, data, predictions, facts=facts)
     console.print(f"{plain(out)}: voxelfm predict SCAN --probe {plain(out)}")
-
-
-def _typed(command: str) -> str:
-    """The command as it was typed, without the folders of this machine; empty when it was not typed."""
-    if command not in sys.argv:
-        return ""
-    words = sys.argv[sys.argv.index(command) :]
-    return shlex.join(["voxelfm", *(Path(word).name if word.startswith(("/", ".", "~")) else word for word in words)])
 
 
 @app.command()

@@ -1,11 +1,16 @@
-"""What the commands that fit a probe share: options that say what it answers, what a task's reader gets, scores."""
+"""What the commands that fit a probe share: options of task and card, what a task's reader gets, scores."""
 
 import inspect
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from voxelfm_hf.eval.probes.card import ProbeFacts
 
 Target = Annotated[
     list[str] | None, typer.Option(help="Label column, may be repeated; localization: x, y and z of each point.")
@@ -24,7 +29,15 @@ MaskFolder = Annotated[
 ]
 AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Leave labels without features out.")]
 Seed = Annotated[int, typer.Option(help="Seed of the splits (where none are given) and of the fit.")]
-
+About = Annotated[
+    str, typer.Option(help="For the card: what scans and labels are, where they come from.", rich_help_panel="Card")
+]
+Dataset = Annotated[
+    str, typer.Option(help="For the card: name of the data set, or its Hub id.", rich_help_panel="Card")
+]
+License = Annotated[
+    str | None, typer.Option(help="For the card: licence of the probe, as the Hub calls it.", rich_help_panel="Card")
+]
 
 UNDEFINED = "undefined"
 
@@ -73,3 +86,19 @@ def reading_options(
     given |= {"classes": classes, "masks": masks, "folder": mask_folder or labels.parent}
     always = {"split_seed": seed, "allow_missing": allow_missing}
     return {**always, **{name: value for name, value in given.items() if name in taken and value is not None}}
+
+
+def card_facts(command: str, *, about: str, dataset: str, license: str | None) -> "ProbeFacts":
+    """What the options of the card say, with the command as it was typed."""
+    from voxelfm_hf.eval.probes.card import ProbeFacts
+
+    dataset_id = dataset if dataset.count("/") == 1 else None
+    return ProbeFacts(about=about, dataset=dataset, dataset_id=dataset_id, license=license, command=_typed(command))
+
+
+def _typed(command: str) -> str:
+    """The command as it was typed, without the folders of this machine; empty when it was not typed."""
+    if command not in sys.argv:
+        return ""
+    words = sys.argv[sys.argv.index(command) :]
+    return shlex.join(["voxelfm", *(Path(word).name if word.startswith(("/", ".", "~")) else word for word in words)])
