@@ -1,12 +1,12 @@
 """What to embed: files, folders and CSV lists become scans with ids, and regions of scans."""
 
-import csv
 import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from voxelfm_hf.csv_rows import csv_rows
 from voxelfm_hf.volumes import find_scans
 from voxelfm_hf.volumes.errors import LabelError, ScanError
 
@@ -60,7 +60,8 @@ def list_scans(inputs: Sequence[str | Path]) -> list[Scan]:
         Scans; the id of a path is the path relative to the inputs' common root, extension included.
 
     Raises:
-        ScanError: an input that does not exist, a folder without scans, a list without `path`, ids given twice.
+        ScanError: a folder without scans.
+        LabelError: a list that cannot be read or lacks a path (see `csv_rows`), ids given twice.
     """
     listed: list[Scan] = []
     found: dict[Path, None] = {}
@@ -89,19 +90,19 @@ def read_regions(path: str | Path, scans: Sequence[Scan]) -> dict[Scan, list[Reg
         scans: What `scan` may name, by id; where empty, `scan` is a path relative to the CSV.
 
     Raises:
-        LabelError: missing columns, numbers that are none, scans that are not among the inputs.
+        LabelError: missing columns or cells, numbers that are none, scans that are not among the inputs.
     """
     path = Path(path)
     known = {scan.identifier: scan for scan in scans}
     regions: dict[Scan, list[Region]] = {}
-    for line, row in _csv_rows(path, REGION_FIELDS):
+    for line, row in csv_rows(path, REGION_FIELDS):
         name = row["scan"]
         if scans and name not in known:
             raise LabelError(f"{path} line {line}: scan {name} is not among the inputs; it has to be one of their ids")
         scan = known.setdefault(name, Scan(Path(name).as_posix(), path.parent / name))
         try:
             x, y, z, edge = (float(row[field]) for field in REGION_FIELDS[1:])
-        except (TypeError, ValueError):
+        except ValueError:
             raise LabelError(f"{path} line {line}: x, y, z and edge_mm must be numbers in millimetres") from None
         if not all(map(math.isfinite, (x, y, z, edge))) or edge <= 0:
             raise LabelError(f"{path} line {line}: x, y, z must be finite and edge_mm positive")
@@ -129,28 +130,10 @@ def list_tasks(inputs: Sequence[str | Path], *, regions: str | Path | None = Non
 
 def _read_list(path: Path) -> list[Scan]:
     scans = []
-    for _, row in _csv_rows(path, ("path",)):
+    for _, row in csv_rows(path, ("path",)):
         target = path.parent / row["path"]
         scans.append(Scan(row.get("id") or Path(row["path"]).as_posix(), target, named=bool(row.get("id"))))
     return scans
-
-
-def _csv_rows(path: Path, fields: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
-    """(line, row) of a CSV that has all the fields."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            missing = [field for field in fields if field not in (reader.fieldnames or [])]
-            if missing:
-                raise LabelError(f"{path} has no column {', '.join(missing)}: it needs {', '.join(fields)}")
-            rows = [(reader.line_num, row) for row in reader]
-    except FileNotFoundError:
-        raise LabelError(f"{path} does not exist") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise LabelError(f"{path} cannot be read as CSV ({type(error).__name__}): save it as UTF-8 CSV") from None
-    if not rows:
-        raise LabelError(f"{path} has no rows")
-    return rows
 
 
 def _refuse_repeats(identifiers: list[str], where: str) -> None:

@@ -31,6 +31,13 @@ def write_scans(folder: Path, *, split: bool = False) -> Path:
     return folder / "labels.csv"
 
 
+def test_a_list_saved_by_a_spreadsheet(tmp_path: Path):
+    path = write_scans(tmp_path / "scans")
+    path.write_text(path.read_text().replace(",", ";"), encoding="utf-8-sig")
+    probe_set = load_probe_set(path, PROCESSOR)
+    assert len(probe_set.volumes) == 12 and len(set(probe_set.groups)) == 6
+
+
 @pytest.mark.parametrize("split", [False, True])
 def test_an_untrained_model_already_sees_air_and_water_apart(tmp_path: Path, split: bool):
     probe_set = load_probe_set(write_scans(tmp_path / "scans", split=split), PROCESSOR)
@@ -66,10 +73,14 @@ def test_patients_stay_on_one_side_of_the_folds():
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda text: text.replace("label", "class", 1), "no column 'label'"),
+        (lambda text: text.replace("label", "class", 1), "no column label"),
+        (lambda text: text.replace("patient", "Patient ID").replace("p4,test", "p3,test", 1), "patient in train"),
+        (lambda text: text + "x.nii.gz\n", r"labels.csv line 14: label is empty"),
+        (lambda text: text + ",a,p9,train\n", r"labels.csv line 14: path is empty"),
+        (lambda text: text.replace("split", "label", 1), "label occurs twice"),
         (lambda text: text.replace(",b,", ",a,"), "at least two classes"),
         (lambda text: text.replace("p4,test", "p3,test", 1), "patient in train and test"),
-        (lambda text: "path,label\n", "no column 'path'"),
+        (lambda text: "path,label\n", "no rows"),
     ],
 )
 def test_labels_that_cannot_be_used_are_refused(tmp_path: Path, edit, message):

@@ -1,6 +1,5 @@
 """A quick look at the teacher's features while a run goes: nearest neighbours and a linear probe on labelled scans."""
 
-import csv
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from voxelfm_hf.column_names import PATIENT_COLUMNS, usual_column
+from voxelfm_hf.csv_rows import csv_rows
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMImageProcessor
 from voxelfm_hf.volumes import LabelError, read_volume
 
@@ -36,7 +37,8 @@ def load_probe_set(path: str | Path, processor: VoxelFMImageProcessor) -> ProbeS
     """Read a labels CSV and its scans.
 
     Args:
-        path: CSV with the columns `path` (relative to the file), `label`, and optionally `split` and `patient`.
+        path: CSV with the columns `path` (relative to the file), `label`, and optionally `split` and `patient` (or one
+            of the other `PATIENT_COLUMNS`).
         processor: prepares the scans.
 
     Returns:
@@ -48,13 +50,10 @@ def load_probe_set(path: str | Path, processor: VoxelFMImageProcessor) -> ProbeS
     path = Path(path)
     if not path.is_file():
         raise LabelError(f"{path}: no such file; probe.labels must name a CSV of labelled scans.")
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    for column in ("path", "label"):
-        if not rows or column not in rows[0]:
-            raise LabelError(f"{path} has no column {column!r}; a probe needs the columns path and label.")
+    rows = [row for _, row in csv_rows(path, ("path", "label"))]
     labels = np.array([row["label"] for row in rows])
-    groups = np.array([row.get("patient") or str(number) for number, row in enumerate(rows)])
+    patient = usual_column(rows[0], PATIENT_COLUMNS)
+    groups = np.array([patient and row[patient] or f"row {number}" for number, row in enumerate(rows)])
     is_test = None
     if rows[0].get("split"):
         is_test = np.array([row["split"] == "test" for row in rows])

@@ -1,10 +1,10 @@
 """Radiology reports from the tables that hold them: CT-RATE's, Merlin's, or any CSV, TSV or Parquet with texts."""
 
-import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from voxelfm_hf.csv_rows import csv_rows
 from voxelfm_hf.data.reports.text import split_sections
 from voxelfm_hf.volumes.errors import LabelError
 
@@ -180,37 +180,14 @@ def read_rows(path: str | Path) -> Iterator[dict[str, str]]:
         raise LabelError(f"{path} is not a file: name a CSV, TSV or Parquet table of reports")
     if path.suffix.lower() in (".xlsx", ".xls"):
         raise LabelError(f"{path.name} is a spreadsheet: save it as CSV (UTF-8) first")
-    rows = _parquet_rows(path) if path.suffix.lower() == ".parquet" else _csv_rows(path)
+    if path.suffix.lower() != ".parquet":
+        yield from (row for _, row in csv_rows(path))
+        return
     count = 0
-    for count, row in enumerate(rows, start=1):  # noqa: B007
+    for count, row in enumerate(_parquet_rows(path), start=1):  # noqa: B007
         yield row
     if not count:
         raise LabelError(f"{path.name} has no rows: it needs a header line and one line a report")
-
-
-def _csv_rows(path: Path) -> Iterator[dict[str, str]]:
-    csv.field_size_limit(2**31 - 1)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            header_line = file.readline()
-            file.seek(0)
-            delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-            if delimiter == "," and "," not in header_line and ";" in header_line:
-                delimiter = ";"
-            reader = csv.DictReader(file, delimiter=delimiter, restval="", strict=True)
-            for row in reader:
-                if None in row:
-                    raise LabelError(
-                        f"{path.name} has more cells than columns in the row that ends on line {reader.line_num}: "
-                        "put texts with commas or line breaks in quotation marks"
-                    )
-                yield {name: cell or "" for name, cell in row.items()}
-    except UnicodeDecodeError:
-        raise LabelError(f"{path.name} is not UTF-8 text: save it as CSV in UTF-8") from None
-    except csv.Error as error:
-        raise LabelError(f"{path.name} cannot be read as CSV ({error}): check its quotation marks") from None
-    except OSError as error:
-        raise LabelError(f"{path.name} cannot be read ({error.strerror}): check the file and its permissions") from None
 
 
 def _parquet_rows(path: Path) -> Iterator[dict[str, str]]:
