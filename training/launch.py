@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -81,10 +82,10 @@ def open_accelerator(
     return accelerator
 
 
-def start_run(recipe: Recipe) -> Accelerator:
-    """Accelerator of a recipe's run, with its trackers started; RecipeError as in `open_accelerator`."""
+def start_run(recipe: Recipe, folder: Path) -> Accelerator:
+    """Accelerator of a recipe's run, its trackers started in the run's folder; RecipeError as in `open_accelerator`."""
     run = recipe.run
-    accelerator = open_accelerator(run.mixed_precision, trackers=run.trackers, folder=recipe.output_dir)
+    accelerator = open_accelerator(run.mixed_precision, trackers=run.trackers, folder=str(folder))
     found = {getattr(tracker, "value", str(tracker)) for tracker in accelerator.log_with}
     for name in run.trackers:
         if name not in found:

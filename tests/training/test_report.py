@@ -122,6 +122,17 @@ def test_the_loss_falls_and_the_folder_holds_the_model(trained):
     assert len(processor.decode_answers(written, prompt_length=batch["input_ids"].shape[1])) == 1
 
 
+def test_a_tracker_gets_the_entries_of_the_log(world, tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    recipe = make_recipe(world, tmp_path)
+    train_reports(replace(recipe, run=replace(recipe.run, trackers=["tensorboard"])), stage=1)
+    log = [json.loads(line) for line in (tmp_path / "stage1/log.jsonl").read_text().splitlines()]
+    found = events.EventAccumulator(str(tmp_path / "stage1/trackers")).Reload()
+    for name in ("loss", "grad_norm", "learning_rate"):
+        values = {event.step: event.value for event in found.Scalars(name)}
+        assert values == pytest.approx({entry["step"]: entry[name] for entry in log}, rel=1e-6)
+
+
 def test_stages_change_what_they_should_and_nothing_else(trained, world):
     out, _ = trained
     one, two = (load_file(out / f"stage{n}/model/model.safetensors") for n in (1, 2))

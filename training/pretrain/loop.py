@@ -50,7 +50,7 @@ def pretrain(recipe: PretrainRecipe, *, command: str = "") -> Path:
     """
     check(recipe)
     folder = Path(recipe.output_dir)
-    accelerator = start_run(recipe)
+    accelerator = start_run(recipe, folder)
     recipe.accumulation_steps(accelerator.num_processes)
     with accelerator.main_process_first():
         settle_recipe(recipe, folder, free=FREE_FIELDS)

@@ -47,7 +47,7 @@ def train_reports(recipe: ReportRecipe, *, stage: int, command: str = "") -> Pat
     """
     check(recipe)
     folder = stage_folder(recipe, stage)
-    accelerator = start_run(recipe)
+    accelerator = start_run(recipe, folder)
     with accelerator.main_process_first():
         settle_recipe(recipe, folder)
     parts = build_parts(recipe, stage, accelerator)
@@ -85,7 +85,9 @@ def _train(recipe: ReportRecipe, number: int, accelerator: Accelerator, parts: R
             step += 1
             parts.tally.seconds += clock.end_step()
             if is_main and (step % run.log_every == 0 or step == parts.steps):
-                log.add({"step": step, "loss": loss, "grad_norm": norm, "learning_rate": rate})
+                entry = {"step": step, "loss": loss, "grad_norm": norm, "learning_rate": rate}
+                log.add(entry)
+                accelerator.log(entry, step=step)
                 progress.set_postfix(loss=f"{loss:.3f}")
                 if progress.disable:
                     logger.info("step %d of %d: loss %.3f", step, parts.steps, loss)
