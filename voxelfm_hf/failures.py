@@ -1,4 +1,7 @@
-"""failures.csv: what of a batch could not be done, and why, by id; one file in the folder of its results."""
+"""failures.csv: what of a batch could not be done, and why, by id; one file in the folder of its results.
+
+A benchmark's failures.csv is another table: encoder, what (a task; empty for the encoder itself) and reason.
+"""
 
 import csv
 from collections.abc import Mapping

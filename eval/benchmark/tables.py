@@ -12,6 +12,7 @@ from voxelfm_hf.eval.benchmark.results import SUBGROUP_FIELDS, Results
 from voxelfm_hf.eval.metrics.catalogue import is_error, metric_title
 from voxelfm_hf.eval.metrics.measure import MACRO
 from voxelfm_hf.eval.result_files import write_csv, write_json
+from voxelfm_hf.failures import FAILURES_FILE
 from voxelfm_hf.files import written_file
 from voxelfm_hf.markdown import table
 from voxelfm_hf.recipes import save_recipe, to_values
@@ -40,7 +41,7 @@ def write_benchmark(run: BenchmarkRun, results: Results, out: Path) -> str:
     write_csv(out / "comparisons.csv", results.comparisons, fields=compare.FIELDS)
     write_csv(out / "subgroups.csv", results.subgroups, fields=SUBGROUP_FIELDS)
     write_csv(out / "encoders.csv", encoders)
-    write_csv(out / "failures.csv", failures, fields=("encoder", "what", "reason"))
+    write_csv(out / FAILURES_FILE, failures, fields=("encoder", "what", "reason"))
     everything = {
         "title": run.recipe.title,
         "recipe": to_values(run.recipe),

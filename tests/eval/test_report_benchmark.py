@@ -16,6 +16,7 @@ from voxelfm_hf.data.write_scan import write_nifti
 from voxelfm_hf.eval.reports import benchmark as report_benchmark
 from voxelfm_hf.eval.reports.agreement import compare_with_probe, finding_of
 from voxelfm_hf.eval.reports.baselines import constant_report, retrieved_reports
+from voxelfm_hf.failures import read_failures
 from voxelfm_hf.hub import weight_hash
 from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMGeometry
@@ -187,6 +188,8 @@ def test_the_command_writes_text_picture_and_json(finished, world, scan, tmp_pat
     done = voxelfm("report", scan, "nowhere.nii.gz", "--model", model, "--json", "--out", tmp_path / "out",
                    "--max-new-tokens", 4, "--merge", tmp_path / "merged")  # fmt: skip
     assert done.returncode == 3 and "nowhere.nii.gz" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    (failure,) = read_failures(tmp_path / "out").items()
+    assert failure[0] == "nowhere.nii.gz" and failure[1] in done.stderr and "failures.csv" in done.stderr
     (line,) = done.stdout.splitlines()
     facts = json.loads(line)
     assert facts["scan"] == str(scan) and set(facts) == {"scan", "report", "organs"}

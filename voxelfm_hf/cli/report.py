@@ -9,6 +9,7 @@ import typer
 
 from voxelfm_hf.cli.app import app, console, end_batch, errors, plain, quiet_libraries, say_failed
 from voxelfm_hf.cli.options import AsJson, AssumeHU, Spacing, parse_spacing
+from voxelfm_hf.failures import FAILURES_FILE, write_failures
 from voxelfm_hf.volumes.errors import ModelError, ScanError
 
 
@@ -46,6 +47,7 @@ def report(
 
     With --probe, the probe's probability of every finding stands beside the text, and disagreement is marked. With
     --out, a picture of each scan shows the attention weights of the resampler: where the model looked, no explanation.
+    Scans that fail are listed in OUT/failures.csv while the rest goes on; the exit code is then 3.
 
     Example: voxelfm report chest.nii.gz --model report/stage2/model --probe probe --out written
     """
@@ -72,14 +74,14 @@ def report(
         errors.print(f"not compared, as no finding that is looked for in the text: {plain(', '.join(unknown))}")
     options: dict[str, Any] = {"assume_hu": assume_hu, "spacing": parse_spacing(spacing)}
     earlier = [read_volume(path, **options) for path in prior or ()]
-    failed = 0
+    failures: list[tuple[str, str]] = []
     for path, folder in zip(scans, folders, strict=True):
         try:
             volume = read_volume(path, **options)
             written = writer.write(volume, prior=earlier, request=prompt, max_new_tokens=max_new_tokens)
             answer = reader.answer(volume) if reader else None
         except (ScanError, ValueError) as error:
-            failed += 1
+            failures.append((folder, str(error)))
             say_failed(str(error))
             continue
         agreement = compare_with_probe(written.text, answer.values, answer.positive) if answer else []
@@ -89,9 +91,13 @@ def report(
             print(json.dumps(_facts(path, written, agreement)))
         else:
             _show(path, written, agreement)
+    if out is not None:
+        write_failures(out, dict(failures))
+        if failures:
+            errors.print(f"{len(failures)} failed, listed in {plain(out / FAILURES_FILE)}", soft_wrap=True)
     if merge is not None:
         writer.save_merged(merge)
-    end_batch(failed=failed, done=len(scans) - failed)
+    end_batch(failed=len(failures), done=len(scans) - len(failures))
 
 
 def _facts(path: Path, written: Any, agreement: list[Any]) -> dict[str, Any]:
