@@ -10,6 +10,8 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import Any
 
+_FEWEST_FOR_PROCESSES = 8
+
 
 class WorkerCrash(Exception):
     """The process that worked on a task ended abruptly (out of memory, or a crash in a native library)."""
@@ -106,6 +108,16 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
+def cores() -> int:
+    """Cores that this process may use; all of the machine where the system does not say (macOS)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def worker_a_core(tasks: int) -> int:
+    """Worker processes for a number of tasks that need little memory: one a core, none for a handful."""
+    return cores() if tasks >= _FEWEST_FOR_PROCESSES else 0
+
+
 def default_workers(tasks: int) -> int:
     """Worker processes for a number of tasks on this machine; none where starting them costs more than they save."""
-    return 0 if tasks < 4 else max(1, min(4, len(os.sched_getaffinity(0)) - 1, tasks // 2))
+    return 0 if tasks < 4 else max(1, min(4, cores() - 1, tasks // 2))

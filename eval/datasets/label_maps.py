@@ -1,6 +1,5 @@
 """One label map a scan, made once from masks of other shapes: a file a structure, or a DICOM segmentation."""
 
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,11 +9,9 @@ import numpy as np
 from tqdm import tqdm
 
 from voxelfm_hf.data.write_scan import write_nifti
-from voxelfm_hf.read_ahead import WorkerCrash, read_ahead
+from voxelfm_hf.read_ahead import WorkerCrash, read_ahead, worker_a_core
 from voxelfm_hf.volumes import Volume, read_volume
 from voxelfm_hf.volumes.errors import DatasetError, VoxelFMError
-
-_FEWEST_FOR_PROCESSES = 8
 
 
 def make_label_maps(
@@ -32,7 +29,7 @@ def make_label_maps(
     """
     todo = [job for job in jobs if not Path(job[-1]).exists()]
     if workers is None:
-        workers = len(os.sched_getaffinity(0)) if len(todo) >= _FEWEST_FOR_PROCESSES else 0
+        workers = worker_a_core(len(todo))
     failed = {}
     made = read_ahead(partial(_try, make), todo, workers=workers)
     for job, reason in tqdm(made, total=len(todo), desc="label maps", unit="scan", disable=None):

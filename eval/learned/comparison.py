@@ -13,7 +13,6 @@ the same architecture at random initialisation and against intensity histograms 
 `--curve` scores checkpoints instead, one number a task (2 seeds), and draws them against pre-training steps.
 """
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -36,6 +35,7 @@ from voxelfm_hf.eval.metrics.binary import auroc
 from voxelfm_hf.eval.metrics.multiclass import balanced_accuracy
 from voxelfm_hf.eval.statistics.bootstrap import bootstrap, paired_bootstrap
 from voxelfm_hf.hub import load, resolve_model, weight_hash
+from voxelfm_hf.read_ahead import cores
 from voxelfm_hf.volumes.errors import ModelError
 
 TRAINED, UNTRAINED = "trained", "untrained"
@@ -126,7 +126,7 @@ def compare(model: str | Path, ct: Path, out: Path, settings: Settings) -> dict[
 def probe(features: Sequence[np.ndarray], cases: CaseSet, *, covariates: np.ndarray | None = None) -> np.ndarray:
     """Class probabilities (seeds, n, K) of a linear probe, each for a patient that it was not fitted on."""
     # Small sets are done before other processes have started.
-    jobs = len(os.sched_getaffinity(0)) if len(cases.labels) >= 500 else 1
+    jobs = cores() if len(cases.labels) >= 500 else 1
     return out_of_fold(features, cases.labels, cases.patients, covariates=covariates, jobs=jobs)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from voxelfm_hf.read_ahead import WorkerCrash, read_ahead
+from voxelfm_hf.read_ahead import WorkerCrash, cores, default_workers, read_ahead, worker_a_core
 
 PARENT = """
 import os, signal
@@ -38,6 +38,15 @@ def test_a_crashed_worker_costs_one_task(process_server):
     results = dict(read_ahead(double, tasks, workers=2))
     assert isinstance(results.pop("crash"), WorkerCrash)
     assert results == {name: name * 2 for name in "abcde"}
+
+
+def test_processes_where_the_system_does_not_tell_which_cores_are_free(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {1, 5}, raising=False)
+    assert cores() == 2
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    assert (cores(), default_workers(3), default_workers(100)) == (3, 0, 2)
+    assert (worker_a_core(7), worker_a_core(8)) == (0, 3)
 
 
 def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path):

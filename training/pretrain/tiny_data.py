@@ -8,7 +8,6 @@ packaged recipe `tiny` on these data.
 
 import argparse
 import csv
-import os
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +21,7 @@ from voxelfm_hf.data.phantom import make_phantom
 from voxelfm_hf.data.prepare import prepare
 from voxelfm_hf.data.write_scan import write_nifti
 from voxelfm_hf.files import written_file
-from voxelfm_hf.read_ahead import WorkerCrash, read_ahead
+from voxelfm_hf.read_ahead import WorkerCrash, cores, read_ahead
 from voxelfm_hf.recipes import find_recipe
 from voxelfm_hf.volumes.errors import LabelError, VoxelFMError
 
@@ -109,7 +108,7 @@ def write_phantoms(name: str, count: int, folder: Path) -> Path:
     paths = [folder / f"phantom-{first + number:06d}.nii.gz" for number in range(count)]
     missing = [path for path in paths if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    work = read_ahead(partial(_write_phantom, name), missing, workers=len(os.sched_getaffinity(0)))
+    work = read_ahead(partial(_write_phantom, name), missing, workers=cores())
     for path, result in tqdm(work, total=len(missing), desc=name, unit="scan", disable=None):
         if isinstance(result, WorkerCrash):
             raise VoxelFMError(f"the process that made {path.name} died: free some memory and run the command again")

@@ -18,7 +18,6 @@ Pre-training and the learned-or-not comparison use seeds below `FIRST_SEED`. Run
 import argparse
 import csv
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -36,7 +35,7 @@ from voxelfm_hf.data.phantom.reports import write_impression, write_report
 from voxelfm_hf.data.phantom.tissues import LABELS
 from voxelfm_hf.data.write_scan import write_nifti
 from voxelfm_hf.files import written_file
-from voxelfm_hf.read_ahead import WorkerCrash, read_ahead
+from voxelfm_hf.read_ahead import WorkerCrash, read_ahead, worker_a_core
 from voxelfm_hf.volumes import Volume
 from voxelfm_hf.volumes.errors import DatasetError, VoxelFMError
 
@@ -48,7 +47,6 @@ SHAPE = (80, 96, 96)
 _NEXT_SCAN = 500_000_000
 # Of ten people in turn: a person keeps the split when the set grows.
 _SPLITS = ("train", "train", "test", "train", "val", "train", "test", "train", "train", "val")
-_FEWEST_FOR_PROCESSES = 8
 
 
 @dataclass(frozen=True)
@@ -155,7 +153,7 @@ def write_phantom_set(
     ]
     todo = [scan for scan in scans if not (folder / scan.file).exists()]
     if workers is None:
-        workers = len(os.sched_getaffinity(0)) if len(todo) >= _FEWEST_FOR_PROCESSES else 0
+        workers = worker_a_core(len(todo))
     work = read_ahead(partial(PhantomScan.write, folder=folder), todo, workers=workers)
     for scan, result in tqdm(work, total=len(todo), desc="phantoms", unit="scan", disable=None):
         if isinstance(result, WorkerCrash):
