@@ -160,6 +160,19 @@ def test_heads_that_cannot_be_trained_are_refused_before_any_scan_is_read(made, 
         Tuner(small.model, small.inputs, SETTINGS).fit(data, mode="full")
 
 
+def test_scans_are_read_as_the_command_says(made, tmp_path, monkeypatch):
+    """What a refusal of a scan names is an option here too."""
+    from voxelfm_hf.cli import app
+
+    given = {}
+    monkeypatch.setattr("voxelfm_hf.eval.probes.finetune.finetune_and_save", lambda *_, **named: given.update(named))
+    small, _ = made
+    words = ["finetune", str(small.scans[0]), "--labels", str(small.folder / "labels.csv"), "--task", "survival"]
+    words += ["--out", str(tmp_path / "out"), "--pad", "--assume-hu", "--spacing", "2.5,0.7,0.8"]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    assert given["options"] == EmbedOptions(pad=True, assume_hu=True, spacing=(2.5, 0.7, 0.8))
+
+
 def test_unknown_settings_are_one_sentence(made, tmp_path):
     from voxelfm_hf.cli import app
 

@@ -11,7 +11,9 @@ import scipy.linalg
 from huggingface_hub import DatasetCard
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
+from typer.testing import CliRunner
 
+from voxelfm_hf.cli import app
 from voxelfm_hf.data.describe import describe
 from voxelfm_hf.data.describe.set_distance import compare_features, frechet_distance
 from voxelfm_hf.data.fingerprint import content_hash, fingerprint, fingerprint_distances, near_duplicates
@@ -252,6 +254,22 @@ def test_description_of_scans_that_were_not_prepared(scans, tmp_path):
     (tmp_path / "bad" / "bad.nii").write_bytes(b"not a scan")
     with pytest.raises(StoreError, match=r"none of 1 scans could be read, see .*failures.csv; first: .*bad.nii"):
         describe(tmp_path / "bad", out=tmp_path / "y")
+
+
+def test_scans_that_state_no_spacing_or_do_not_look_like_hu_are_described_on_request(tmp_path):
+    (tmp_path / "scans").mkdir()
+    for number in range(2):
+        values = np.random.default_rng(number).integers(0, 200, (20, 24, 28)).astype(np.int16)
+        np.save(tmp_path / "scans" / f"{number}.npy", values)
+    words = ["describe", str(tmp_path / "scans"), "--out", str(tmp_path / "about"), "--spacing", "2.5,1,1"]
+    result = CliRunner().invoke(app, words)
+    assert isinstance(result.exception, StoreError) and "--assume-hu" in str(result.exception)
+    result = CliRunner().invoke(app, [*words, "--assume-hu"])
+    assert result.exit_code == 0, result.output
+    facts = json.loads((tmp_path / "about" / "description.json").read_text())
+    assert facts["scans"] == 2 and facts["original_spacing_mm"]["z"]["median"] == 2.5
+    result = CliRunner().invoke(app, [*words, "--against", str(tmp_path / "scans")])
+    assert result.exit_code == 2 and "prepare" in result.output
 
 
 def make_store(folder, features: np.ndarray, weight_hash: str):

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from voxelfm_hf.cli.app import advance, app, console, plain, progress_bar, quiet_libraries, report_failures
-from voxelfm_hf.cli.options import AssumeHU, ModelOption
+from voxelfm_hf.cli.options import AssumeHU, ModelOption, Spacing, parse_spacing
 from voxelfm_hf.failures import FAILURES_FILE
 from voxelfm_hf.hub import EMBEDDED
 
@@ -64,6 +64,8 @@ def describe(
     against: Annotated[Path | None, typer.Option(help="Another data set: how far DATA lies from it.")] = None,
     model: ModelOption = EMBEDDED,
     max_scans: Annotated[int, typer.Option(min=2, help="At most so many scans a side are compared.")] = 500,
+    assume_hu: AssumeHU = False,
+    spacing: Spacing = None,
 ) -> None:
     """What scans are: spacing, field of view, HU, body region, noise, duplicates; and how far they lie from others.
 
@@ -75,6 +77,11 @@ def describe(
     """
     from voxelfm_hf.data.describe import describe as describe_data
 
+    if against is not None and (assume_hu or spacing is not None):
+        raise typer.BadParameter(
+            "--against compares scans as their files state them: leave out --assume-hu and --spacing, and bring such "
+            "scans through `voxelfm prepare --assume-hu` first"
+        )
     quiet_libraries()
     progress = progress_bar(0, "reading")
     failed: dict[str, str] = {}
@@ -85,6 +92,8 @@ def describe(
             against=against,
             model=model if against else None,
             max_scans=max_scans,
+            assume_hu=assume_hu,
+            spacing=parse_spacing(spacing),
             progress=lambda done, total: advance(progress, "scans/s", done=done, total=total),
             on_failure=failed.__setitem__,
         )

@@ -6,7 +6,19 @@ from typing import Annotated, Any
 import typer
 
 from voxelfm_hf.cli.app import app, console, errors, plain, quiet_libraries
-from voxelfm_hf.cli.options import IdColumn, Inputs, MaxPatches, ModelOption, Regions, RegionSize, tasks_of
+from voxelfm_hf.cli.options import (
+    AssumeHU,
+    IdColumn,
+    Inputs,
+    MaxPatches,
+    ModelOption,
+    Pad,
+    Regions,
+    RegionSize,
+    Spacing,
+    parse_spacing,
+    tasks_of,
+)
 from voxelfm_hf.cli.task import (
     About,
     AllowMissing,
@@ -50,6 +62,9 @@ def finetune(
     allow_missing: AllowMissing = False,
     max_patches: MaxPatches = None,
     region_size: RegionSize = None,
+    pad: Pad = False,
+    assume_hu: AssumeHU = False,
+    spacing: Spacing = None,
     change: Annotated[
         list[str] | None,
         typer.Option("--set", help="How to train, FIELD=VALUE, may be repeated: epochs=10, lora.rank=4, …"),
@@ -109,7 +124,13 @@ def finetune(
         head=head,
         seed=seed,
         settings=change_settings(change or []),
-        options=EmbedOptions(max_patches=max_patches, region_size=region_size),
+        options=EmbedOptions(
+            max_patches=max_patches,
+            region_size=region_size,
+            pad=pad,
+            assume_hu=assume_hu,
+            spacing=parse_spacing(spacing),
+        ),
         facts=card_facts("finetune", about=about, dataset=dataset, license=license),
         on_epoch=show,
     )

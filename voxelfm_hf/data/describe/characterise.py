@@ -13,6 +13,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,8 @@ def describe(
     model: str | os.PathLike | None = None,
     max_scans: int = 500,
     license: str | None = None,
+    assume_hu: bool = False,
+    spacing: tuple[float, float, float] | None = None,
     progress: Callable[[int, int], None] | None = None,
     on_failure: Callable[[str, str], None] | None = None,
 ) -> dict[str, Any]:
@@ -62,6 +65,8 @@ def describe(
         model: the model for that comparison (folder or Hub id); not needed between two feature stores.
         max_scans: at most so many scans a side are embedded for the comparison.
         license: for the card.
+        assume_hu: of scans that were not prepared: take their values as HU even if they do not look like it.
+        spacing: (z, y, x) mm of those that state none themselves, as .npy files without a sidecar.
         progress: called with (scans read, scans in all) where scans have to be read.
         on_failure: called with id and reason of every scan that cannot be read; `out`/failures.csv lists them.
 
@@ -81,7 +86,7 @@ def describe(
     elif is_feature_store(folder):
         facts = _store_facts(folder)
     else:
-        facts, failures = _scan_facts(data, progress)
+        facts, failures = _scan_facts(data, progress, assume_hu=assume_hu, spacing=spacing)
         write_failures(out, failures)
         for identifier, reason in failures.items():
             if on_failure is not None:
@@ -144,17 +149,26 @@ def _prepared_facts(folder: Path) -> dict[str, list]:
     return facts or {"id": []}
 
 
-def _scan_facts(data: Any, progress: Callable[[int, int], None] | None) -> tuple[dict[str, list], dict[str, str]]:
+def _scan_facts(
+    data: Any,
+    progress: Callable[[int, int], None] | None,
+    *,
+    assume_hu: bool,
+    spacing: tuple[float, float, float] | None,
+) -> tuple[dict[str, list], dict[str, str]]:
     """Measure scans that were not prepared, one after the other; reasons by id for those that cannot be read."""
     skips = SkipLog()
     source = open_source(StreamSource.of(data), skips)
+    columns, given = source.columns, {}
+    if spacing is not None and columns.spacing is None:
+        columns, given = replace(columns, spacing="spacing"), {"spacing": spacing}
     facts: dict[str, list] = {"id": []}
     failures: dict[str, str] = {}
     for unit in range(source.units):
         for position, row in enumerate(source.read(unit)):
             name = row_id(row, source.columns, f"{source.label(unit)} row {position}")
             try:
-                volume = row_volume(row, source.columns, name=name)
+                volume = row_volume({**row, **given}, columns, name=name, assume_hu=assume_hu)
             except ScanError as error:
                 failures[name] = str(error)
                 continue
