@@ -17,10 +17,7 @@ from voxelfm_hf.markdown import cell, table
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.training.probe.settings import DEFAULT_SETTINGS
 
-SPLIT_RULE = (
-    "All rows of a patient are in one split: that of the label table, or one drawn by patient where it names none. "
-    "Nothing was chosen on the test rows."
-)
+UNKNOWN = "unknown"
 # What a setting of no value stands for.
 UNSET = {"batch_size": "all rows at once", "window": "whole scans"}
 
@@ -95,11 +92,11 @@ def write_probe_card(
         counts={
             split: [len(data.rows(split)), _patients(data, split), *found.values()] for split, found in counts.items()
         },
-        split_rule=SPLIT_RULE,
+        split_rule=_split_rule(data),
         fit=_fit(config, tuning),
         settings=_settings(config, fit),
         cost=_cost(fit),
-        evaluation=_evaluation(facts, tuning),
+        evaluation=_evaluation(facts, tuning, data),
         scores=_scores(rows),
         undefined=[
             f"{row['metric']} of {cell(row['target'])}: {cell(row['note'] or 'no value')} (n {row['n']})"
@@ -144,13 +141,28 @@ def _fit(config: Any, tuning: Mapping[str, Any]) -> str:
     )
 
 
-def _evaluation(facts: ProbeFacts, tuning: Mapping[str, Any]) -> str:
+def _split_rule(data: TaskData) -> str:
+    if data.patient_column is None:
+        rule = (
+            "The label table does not tell patients apart: rows of one patient may be in different splits, those of "
+            "the label table or drawn ones where it names none."
+        )
+    else:
+        rule = (
+            "All rows of a patient are in one split: that of the label table, or one drawn by patient where it names "
+            "none."
+        )
+    return f"{rule} Nothing was chosen on the test rows."
+
+
+def _evaluation(facts: ProbeFacts, tuning: Mapping[str, Any], data: TaskData) -> str:
     function = "finetune.finetune_and_save" if tuning else "run.fit_and_evaluate"
     made = f"`{facts.command or f'voxelfm_hf.eval.probes.{function}'}`"
     where = f" of {facts.dataset}" if facts.dataset else ""
     return (
         f"Scored once on the test rows{where} by {made}, {date.today().isoformat()}. Intervals hold 95 % and come from "
-        "a bootstrap that resamples patients; `results.json` holds the same numbers."
+        f"a bootstrap that resamples {'rows or studies' if data.patient_column is None else 'patients'}; `results.json` holds the "
+        "same numbers."
     )
 
 
@@ -162,14 +174,15 @@ def _features(config: Any) -> str:
 
 def _limits(data: TaskData) -> str:
     scans, patients = len(data.rows("train")), _patients(data, "train")
+    of = "an unknown number of" if patients == UNKNOWN else patients
     return (
-        f"It has learned from {scans} scans or regions of {patients} patients; scores hold for scans, labels and a mix "
+        f"It has learned from {scans} scans or regions of {of} patients; scores hold for scans, labels and a mix "
         "of findings like those of the test rows, and may be lower at other hospitals and scanners."
     )
 
 
-def _patients(data: TaskData, split: str) -> int:
-    return len(np.unique(data.groups[data.rows(split)]))
+def _patients(data: TaskData, split: str) -> int | str:
+    return UNKNOWN if data.patient_column is None else len(np.unique(data.groups[data.rows(split)]))
 
 
 def _settings(config: Any, fit: Mapping[str, Any]) -> dict[str, str]:

@@ -282,6 +282,21 @@ def test_a_saved_probe_says_what_it_is(tmp_path, task, read, pictures, words):
     assert ModelCard(quiet).data.license == "unknown" and "Nobody has chosen a licence" in quiet
 
 
+def test_a_card_does_not_speak_of_patients_that_nobody_told_apart(tmp_path):
+    store, labels = vectors(tmp_path / "store")
+    known = fit_and_evaluate(store, labels, task="regression", read={"targets": ["size"]}, evaluate={"replicates": 20})
+    card = write_probe_card(known[0], *known[1:3])
+    assert (
+        "All rows of a patient are in one split" in card and "of 18 patients" in card and "resamples patients" in card
+    )
+    del labels.columns["patient_id"]
+    blind = fit_and_evaluate(store, labels, task="regression", read={"targets": ["size"]}, evaluate={"replicates": 20})
+    card = write_probe_card(blind[0], *blind[1:3])
+    assert "All rows of a patient" not in card and "resamples patients" not in card
+    assert "may be in different splits" in card and "from 36 scans or regions of an unknown number of patients" in card
+    assert f"| test | {len(blind[2].rows('test'))} | unknown |" in card and "no column of patients" in card
+
+
 def test_a_probe_goes_to_the_hub_and_answers_for_a_fresh_scan_elsewhere(small_model, tmp_path):
     rng = np.random.default_rng(0)
     (tmp_path / "scans").mkdir()
