@@ -49,8 +49,8 @@ class VoxelFMProbeConfig(PreTrainedConfig):
         voxels_per_patch (`int`, defaults to 4): Resolution of the decoded map along each edge of a patch.
         decoded_patches (`int`, defaults to 8): Edge in patches of the overlapping windows that a segmentation is
             decoded in; the published decoder sees 8.
-        base_model_name_or_path, base_model_revision, base_model_hash (`str`, *optional*): The backbone whose features
-            the probe was fitted on, and the hash of its weights; features of other weights are refused.
+        base_model_name_or_path, base_model_hash (`str`, *optional*): The backbone whose features the probe was fitted
+            on, and the hash of its weights; features of other weights are refused.
         target_mean, target_scale (`list[float]`, *optional*): Standardisation of the targets, from the training rows.
         target_unit (`list[str]`, *optional*): Units of the targets, or of the survival time.
         temperature, threshold (`list[float]`, *optional*): Of each label, chosen on the validation rows.
@@ -82,7 +82,6 @@ class VoxelFMProbeConfig(PreTrainedConfig):
     voxels_per_patch: int = 4
     decoded_patches: int = 8
     base_model_name_or_path: str | None = None
-    base_model_revision: str | None = None
     base_model_hash: str | None = None
     target_mean: list[float | int] | None = None
     target_scale: list[float | int] | None = None

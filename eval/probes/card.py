@@ -159,10 +159,10 @@ def _evaluation(facts: ProbeFacts, tuning: Mapping[str, Any], data: TaskData) ->
     function = "finetune.finetune_and_save" if tuning else "run.fit_and_evaluate"
     made = f"`{facts.command or f'voxelfm_hf.eval.probes.{function}'}`"
     where = f" of {facts.dataset}" if facts.dataset else ""
+    resampled = "rows or studies" if data.patient_column is None else "patients"
     return (
         f"Scored once on the test rows{where} by {made}, {date.today().isoformat()}. Intervals hold 95 % and come from "
-        f"a bootstrap that resamples {'rows or studies' if data.patient_column is None else 'patients'}; `results.json` holds the "
-        "same numbers."
+        f"a bootstrap that resamples {resampled}; `results.json` holds the same numbers."
     )
 
 

@@ -57,7 +57,6 @@ from voxelfm_hf.volumes.errors import LabelError, RecipeError, VoxelFMError
 
 logger = logging.getLogger(__name__)
 
-TRAINED_ROWS = ("adapter", "text_only", "cls_only")
 ROWS = ("adapter", "shuffled", "text_only", "cls_only", "probes_template", "retrieval", "constant")
 _VISIBLE_FILE = "visible.json"
 _EXAMPLES = 6  # in examples.md
