@@ -76,3 +76,6 @@ def test_the_command_lists_the_most_similar_first(made):
     wrong, _ = search("--id", "nothing")
     assert isinstance(wrong.exception, StoreError) and "has no scan nothing" in str(wrong.exception)
     assert search()[0].exit_code == 2
+    for needless in (("--point", "1,2,3,9"), ("--model", "tiny"), ("--spacing", "1,1,1"), ("--assume-hu",)):
+        done, _ = search("--id", "2.npy", *needless)
+        assert done.exit_code == 2 and needless[0] in done.stderr

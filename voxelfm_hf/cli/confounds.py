@@ -50,6 +50,8 @@ def confounds(
     from voxelfm_hf.eval.labels import read_labels
     from voxelfm_hf.store import FeatureStore
 
+    if dataset is not None and id_column is not None:
+        raise typer.BadParameter("--id-column is for a table: the data set of --dataset names its scans itself")
     quiet_libraries()
     columns = [name.strip() for name in (acquisition or "").split(",") if name.strip()]
     if dataset is None:

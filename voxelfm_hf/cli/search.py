@@ -42,8 +42,10 @@ def search(
 
     if (identifier is None) == (scan is None):
         raise typer.BadParameter("say what to search with: --id or --scan")
-    if point is not None and scan is None:
-        raise typer.BadParameter("--point is a place in the scan of --scan")
+    of_scan = {"--point": point, "--model": model, "--spacing": spacing, "--assume-hu": assume_hu or None}
+    needless = [option for option, value in of_scan.items() if value is not None]
+    if scan is None and needless:
+        raise typer.BadParameter(f"{needless[0]} says how the scan of --scan is looked at, and --id needs none")
     quiet_libraries()
     opened = FeatureStore(store)
     index = ScanIndex.of_store(opened)
