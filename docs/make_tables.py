@@ -35,6 +35,12 @@ def runs() -> dict[str, Any]:
     return json.loads((KEPT / "runs.json").read_text())
 
 
+def dates(prefix: str) -> str:
+    """First and last day of the measurements whose names begin so."""
+    days = sorted({run["date"] for name, run in runs().items() if name.startswith(prefix)})
+    return " to ".join(days if len(days) < 2 else (days[0], days[-1]))
+
+
 def row(name: str, *, fraction: float = 1.0, **wanted: str) -> Row:
     """The one row of a table whose columns hold these values; a column that is not named does not matter.
 
@@ -119,7 +125,7 @@ def render(template: str) -> str:
         keep_trailing_newline=True,
     )
     helpers: tuple[Callable[..., Any], ...] = (
-        row, number, with_interval, score, value, compared, p_value, command, printed, minutes, runs,
+        row, number, with_interval, score, value, compared, p_value, command, printed, minutes, runs, dates,
     )  # fmt: skip
     environment.globals |= {helper.__name__: helper for helper in helpers}
     return environment.get_template(template).render()

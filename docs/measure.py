@@ -94,12 +94,19 @@ def measure(name: str, places: dict[str, str]) -> None:
     runs[name] = {
         "commands": [command.replace("$", "") for command in RUNS[name]],
         "date": date.today().isoformat(),
-        "commit": subprocess.check_output(["git", "describe", "--always", "--dirty"], cwd=DOCS, text=True).strip(),
+        "commit": _commit(),
         "machine": f"{os.cpu_count()} cores of {platform.machine()}, torch {version('torch')}",
         "seconds": round(seconds),
         "processor_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime),
     }
     RUNS_FILE.write_text(json.dumps(dict(sorted(runs.items())), indent=1) + "\n")
+
+
+def _commit() -> str:
+    """The commit of the checkout, marked where files differ from it other than the results themselves."""
+    commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=DOCS, text=True).strip()
+    changed = ["git", "status", "--porcelain", "--untracked-files=no", "--", DOCS.parent, f":!{KEPT}"]
+    return commit + ("-dirty" if subprocess.check_output(changed, cwd=DOCS) else "")
 
 
 def _keep_table(source: Path, target: Path) -> None:

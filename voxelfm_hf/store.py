@@ -199,8 +199,8 @@ def _refuse_other_settings(folder: Path, stored: dict[str, Any], wanted: dict[st
     wanted = json.loads(json.dumps(wanted))
     if stored.get("weight_hash") != wanted.get("weight_hash"):
         raise StoreError(f"{folder} was made with another model, or other settings of it: name a new store")
-    for key in sorted(set(stored) | set(wanted) - {"versions", "model"}):
-        if key in ("versions", "model") or stored.get(key) == wanted.get(key):
+    for key in sorted({*stored, *wanted} - {"versions", "model"}):
+        if stored.get(key) == wanted.get(key):
             continue
         if isinstance(stored.get(key), dict) and isinstance(wanted.get(key), dict):
             names = sorted(k for k in {*stored[key], *wanted[key]} if stored[key].get(k) != wanted[key].get(k))

@@ -1,4 +1,4 @@
-"""The task families, one file each with the same names: a new task is one new file here.
+"""The task families, one file each with the same names.
 
 For probes and the benchmark:
 
@@ -20,7 +20,8 @@ For the benchmark (`voxelfm_hf.eval.benchmark`), whose prediction files are writ
     main_metric(options) -> str                         the metric that is tested, tabulated and drawn
     HAS_MACRO                                           whether a mean over targets means something
 
-Heads of a task are listed in `modeling/configuration_voxelfm_probe.py`, its loss is in `training/probe/`. Figures that
+Heads of a task are listed in `modeling/configuration_voxelfm_probe.py`, its loss is in
+`modeling/probe_losses_voxelfm.py`; how a head is fitted by default is in `training/probe/settings.py`. Figures that
 only one task has are in `eval/probes/plots.py`, `eval/benchmark/figures.py` and `pictures.py`; none is needed.
 """
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from voxelfm_hf.column_names import PATIENT_COLUMNS, usual_column
 from voxelfm_hf.volumes import RecipeError, ScanError, Volume, read_volume
+from voxelfm_hf.volumes.find import format_ending
 from voxelfm_hf.volumes.values import HounsfieldBuffer, check_hounsfield
 
 _VOLUME_NAMES = ("volume", "nifti", "scan", "ct", "image", "path", "file", "file_name", "image_path", "filename")
@@ -151,11 +152,7 @@ def _read_bytes(content: bytes, path: str, name: str, assume_hu: bool) -> Volume
 
 
 def _suffix(path: str, content: bytes) -> str:
-    lower = path.lower().split("?")[0]
-    for suffix in (".nii.gz", ".nii", ".nrrd", ".mha", ".dcm", ".npy"):
-        if lower.endswith(suffix):
-            return suffix
-    return ".nii.gz" if content[:2] == b"\x1f\x8b" else ""
+    return format_ending(path.split("?")[0]) or (".nii.gz" if content[:2] == b"\x1f\x8b" else "")
 
 
 def _from_array(array: np.ndarray, spacing: Any, name: str, assume_hu: bool) -> Volume:

@@ -23,8 +23,9 @@ from voxelfm_hf.pictures.sheet import PLANES
 from voxelfm_hf.space.limits import CLAIM_SECONDS, MAX_WAITING, SESSION_SECONDS
 from voxelfm_hf.space.page import Page
 from voxelfm_hf.space.scan import PageScan
-from voxelfm_hf.space.uploads import FOLDER_PREFIX, ending
+from voxelfm_hf.space.uploads import FOLDER_PREFIX
 from voxelfm_hf.volumes.errors import VoxelFMError
+from voxelfm_hf.volumes.find import format_ending
 
 LAYERS = {"scan": "scan", "patch features (PCA)": "features", "looks like the place clicked": "likeness"}
 # What computes for long, of all users together: one at a time.
@@ -201,7 +202,7 @@ def claim_upload(upload: str | None) -> tuple[None, str | None]:
     if upload is None or not Path(upload).is_file():
         return None, upload
     folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=os.environ.get("GRADIO_TEMP_DIR")))
-    own = folder / f"scan{ending(upload)}"
+    own = folder / f"scan{format_ending(upload)}"
     try:
         own.hardlink_to(upload)
     except OSError:

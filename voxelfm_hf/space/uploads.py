@@ -17,6 +17,7 @@ import voxelfm_hf
 from voxelfm_hf.space.limits import Limits
 from voxelfm_hf.volumes import Volume, read_volume
 from voxelfm_hf.volumes.errors import ScanError
+from voxelfm_hf.volumes.find import format_ending
 from voxelfm_hf.volumes.itk import voxel_file
 
 FOLDER_PREFIX = "voxelfm-upload-"
@@ -113,7 +114,7 @@ def unpack(archive: Path, folder: Path, limits: Limits) -> None:
             unpacked = 0
             for number, entry in enumerate(entries):
                 # Flat and numbered: paths in an archive can lead anywhere. The ending tells NIfTI from NRRD.
-                target = folder / f"{number:05d}{ending(entry.filename)}"
+                target = folder / f"{number:05d}{format_ending(entry.filename)}"
                 with opened.open(entry) as source, open(target, "wb") as file:
                     while block := source.read(1 << 20):
                         unpacked += len(block)
@@ -144,13 +145,6 @@ def _check_entries(entries: list[zipfile.ZipInfo], limits: Limits) -> None:
         raise ScanError("the archive holds links: zip the files themselves")
     if any(PurePosixPath(entry.filename).suffix.lower() in (".zip", ".tar", ".7z", ".rar") for entry in entries):
         raise ScanError("the archive holds further archives: zip the scan's own files")
-
-
-def ending(name: str) -> str:
-    """The part of a file's name that tells its format; the rest may name a patient."""
-    lowered = name.lower()
-    known = (".nii.gz", ".nii", ".nrrd", ".mha", ".dcm")
-    return next((ending for ending in known if lowered.endswith(ending)), "")
 
 
 def _read(path: Path, called: str, limits: Limits) -> Volume:

@@ -11,7 +11,7 @@ from voxelfm_hf.volumes.errors import ScanError
 
 logger = logging.getLogger(__name__)
 
-_SCANS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".npy")
+_SCANS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".npy")
 _HEADERS = (".hdr", ".hdr.gz")
 _DICOM = (".dcm", ".dicom", ".ima")
 # Never scans; listed so that they need not be opened. Unknown endings (DICOM names often end in digits) are.
@@ -24,6 +24,12 @@ _OTHER = frozenset([
     ".sqlite", ".lock", ".tmp", ".bval", ".bvec", ".mat", ".vtk", ".stl", ".obj", ".tfm", ".lic", ".md5",
     ".sha256", ".ini", ".cfg", ".js", ".css",
 ])  # fmt: skip
+
+
+def format_ending(name: str) -> str:
+    """The part of a file's name that tells its format, in small letters; empty where none does."""
+    lowered = name.lower()
+    return next((ending for ending in (*_SCANS, *_DICOM) if lowered.endswith(ending)), "")
 
 
 def find_scans(folder: str | os.PathLike[str]) -> Iterator[Path]:
