@@ -19,6 +19,7 @@ from voxelfm_hf.training.finetune.files import merged, save_backbone
 from voxelfm_hf.training.finetune.loop import _Run
 from voxelfm_hf.training.finetune.model import encode, make_trainable, trained_state
 from voxelfm_hf.training.finetune.settings import FinetuneSettings, LoraSettings, blocks_of_mode
+from voxelfm_hf.training.finetune.step import TuningLoss
 from voxelfm_hf.training.launch import open_accelerator
 from voxelfm_hf.training.probe import fit_probes, make_probe, probe_logits
 from voxelfm_hf.training.probe.data import ProbeJob
@@ -83,7 +84,6 @@ def made_loss(made: Made, mode: str, settings: FinetuneSettings = QUICK, job: Pr
         job or made.job,
         mode,
         settings,
-        None,
     )
     return run.loss, run
 
@@ -181,9 +181,15 @@ def test_adapters_are_not_put_on_other_weights(made, tmp_path):
         load(folder)
 
 
-def test_full_fine_tuning_saves_an_ordinary_model_and_a_probe_for_it(made, tmp_path):
-    epochs = iter(range(9))  # the last is the best
-    result = finetuned(made, "full", settings=QUICK, score=lambda *_: float(next(epochs)))
+def set_scores(monkeypatch, *scores: float) -> None:
+    """The validation rows give these scores, epoch 0 first."""
+    left = iter(scores)
+    monkeypatch.setattr(TuningLoss, "validate", lambda _: next(left))
+
+
+def test_full_fine_tuning_saves_an_ordinary_model_and_a_probe_for_it(made, tmp_path, monkeypatch):
+    set_scores(monkeypatch, 0.0, 1.0, 2.0)
+    result = finetuned(made, "full", settings=QUICK)
     folder = save_backbone(tmp_path / "out", result, load(made.model)[1], base=made.model)
     backbone, processor = load(folder)
     assert processor.patch_size == 8
@@ -210,25 +216,19 @@ def test_training_learns_what_frozen_features_do_not_hold(made):
     assert result.best_epoch == 15 and math.isnan(result.score) and "no validation rows" in result.notes[0]
 
 
-def test_the_score_that_is_passed_in_decides(made):
-    seen = []
-
-    def score(logits, targets):
-        seen.append((logits.shape, targets.shape))
-        return float(-len(seen))  # every epoch worse than the one before
-
-    result = finetuned(made, "last_1", settings=QUICK, score=score)
+def test_the_frozen_probe_is_kept_where_no_epoch_is_better(made, monkeypatch):
+    set_scores(monkeypatch, 0.0, -1.0, -2.0)
+    result = finetuned(made, "last_1", settings=QUICK)
     assert result.best_epoch == 0 and "frozen probe" in result.notes[0]
-    assert seen == [((len(made.job.validation), 1),) * 2] * 3
     # What was kept is the probe it started from.
     torch.testing.assert_close(result.probe.head.weight, made.probe.head.weight)
     torch.testing.assert_close(result.probe.head.bias, made.probe.head.bias)
 
 
-def test_patience_counts_epochs_without_a_better_score(made):
-    scores = iter([1.0, 2.0, 0.0, 1.5, 3.0])
+def test_patience_counts_epochs_without_a_better_score(made, monkeypatch):
+    set_scores(monkeypatch, 1.0, 2.0, 0.0, 1.5, 3.0)
     settings = FinetuneSettings(epochs=9, batch_size=None, patience=2)
-    result = finetuned(made, "last_1", settings=settings, score=lambda *_: next(scores))
+    result = finetuned(made, "last_1", settings=settings)
     assert result.best_epoch == 1 and result.epochs == 3
 
 

@@ -29,7 +29,7 @@ def run_both(folder: Path) -> dict[str, torch.Tensor]:
     config = VoxelFMProbeConfig(task="survival", head="linear", feature_size=24, id2label={0: "event"})
     features = made.features.standardised(job.train)
     probe = make_probe(config, fit_probes(features, [job], config), features)
-    survived = finetuned(made, "full", settings=SETTINGS, job=job, probe=probe, score=lambda *_: 1.0)
+    survived = finetuned(made, "full", settings=SETTINGS, job=job, probe=probe)
     found = {}
     for name, result in (("class", classified), ("cox", survived)):
         for entry in result.history:

@@ -127,16 +127,13 @@ def test_missing_labels_and_test_rows_take_no_part(data):
     assert torch.equal(same.state["weight"], honest.state["weight"])
 
 
-def test_early_stopping_listens_to_the_score_that_is_passed_in(data):
-    def prefers_little_weight(outputs, targets):
-        assert outputs.shape == (60, 1) and targets.shape == (60, 1)
-        return -float(np.abs(outputs).mean())
-
-    (fit,) = fit_probes(data["features"], [job(data, "finding")], config(), score=prefers_little_weight)
-    assert fit.best_epoch == 1 and fit.epochs == 1 + DEFAULT_SETTINGS["linear"].patience
-    plain = fit_probes(data["features"], [job(data, "finding")], config())
-    nothing = fit_probes(data["features"], [job(data, "finding")], config(), score=lambda *_: float("nan"))
-    assert plain[0].best_epoch == nothing[0].best_epoch > 1
+def test_a_fit_stops_when_its_patience_is_out_and_keeps_its_best_epoch(data):
+    linear = DEFAULT_SETTINGS["linear"]
+    (fit,) = fit_probes(data["features"], [job(data, "finding")], config())
+    assert 1 < fit.best_epoch == fit.epochs - linear.patience
+    short = replace(linear, epochs=fit.best_epoch)
+    (until_then,) = fit_probes(data["features"], [job(data, "finding")], config(), settings=short)
+    assert torch.equal(until_then.state["weight"], fit.state["weight"]) and until_then.score == fit.score
 
 
 def test_balanced_fits_keep_the_prevalence(data):
@@ -193,7 +190,7 @@ def test_full_batch_gradient_of_a_patch_head_is_the_one_of_a_single_pass():
     )
     settings = ProbeSettings(batch_size=None, noise=0)
     features = ProbeFeatures(patches=lambda row: grids[row])
-    group = FitGroup(features, [ProbeJob("s", targets, np.arange(20))], shape, settings, None, "cpu")
+    group = FitGroup(features, [ProbeJob("s", targets, np.arange(20))], shape, settings, "cpu")
     group._backward_full_batch()
     gradients = [parameter.grad.clone() for parameter in group.stack.parameters()]
     group.stack.zero_grad()

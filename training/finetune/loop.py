@@ -41,7 +41,7 @@ from voxelfm_hf.training.finetune.model import (
     parameter_groups,
     trained_state,
 )
-from voxelfm_hf.training.finetune.settings import Finetuned, FinetuneSettings, Score
+from voxelfm_hf.training.finetune.settings import Finetuned, FinetuneSettings
 from voxelfm_hf.training.finetune.step import TuningLoss, seed_of
 from voxelfm_hf.training.launch import any_rank, open_accelerator, stop_signals
 from voxelfm_hf.training.network_options import choose_attention
@@ -67,7 +67,6 @@ def finetune(
     *,
     mode: str,
     settings: FinetuneSettings | None = None,
-    score: Score | None = None,
     folder: str | Path | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> Finetuned:
@@ -81,8 +80,6 @@ def finetune(
         job: Targets, rows and seed, all outputs of the probe together.
         mode: frozen, lora, last_K or full.
         settings: How to train.
-        score: Judges validation outputs, higher is better; by default minus the validation loss. Where it is NaN (one
-            class only) the loss decides.
         folder: Where checkpoints are kept while training; a run found there goes on with the result it would have had.
         on_epoch: Called with each entry of the history.
 
@@ -102,7 +99,7 @@ def finetune(
     if mode == "frozen":
         return Finetuned(mode, tunable.eval(), probe, float("nan"), 0, 0, 0.0, 0.0, 0, [])
     choose_attention(tunable, accelerator)
-    run = _Run(accelerator, tunable, probe, inputs, ids, job, mode, settings, score)
+    run = _Run(accelerator, tunable, probe, inputs, ids, job, mode, settings)
     if folder is not None:
         run.keep_checkpoints(Path(folder))
     signals: AbstractContextManager = stop_signals() if folder is not None else nullcontext([])
@@ -142,10 +139,9 @@ class _Run:
         job: ProbeJob,
         mode: str,
         settings: FinetuneSettings,
-        score: Score | None,
     ):
         self.accelerator, self.backbone, self.probe = accelerator, backbone, probe
-        self.job, self.mode, self.settings, self.score = job, mode, settings, score
+        self.job, self.mode, self.settings = job, mode, settings
         self.shift = _balanced_shift(job, probe.config, settings)
         state = {name: value.detach().clone() for name, value in probe.head.state_dict().items()}
         plain = TunableModel(backbone, probe, _shifted(state, probe.config, self.shift, -1.0))
@@ -195,7 +191,7 @@ class _Run:
         settings, progress, watched = self.settings, self.progress, len(self.job.validation) > 0
         started = time.perf_counter()
         if not progress.history:
-            entry = {"epoch": 0, "loss": None, "score": self.loss.validate(self.score) if watched else None}
+            entry = {"epoch": 0, "loss": None, "score": self.loss.validate() if watched else None}
             self._note(entry, on_epoch)
         for epoch in range(self.first[0], settings.epochs + 1):
             if progress.stalled >= settings.patience:
@@ -209,7 +205,7 @@ class _Run:
             entry = {
                 "epoch": epoch,
                 "loss": float(np.mean(progress.losses)),
-                "score": self.loss.validate(self.score) if watched else None,
+                "score": self.loss.validate() if watched else None,
             }
             progress.losses = []
             self._note(entry, on_epoch)

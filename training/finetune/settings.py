@@ -1,20 +1,16 @@
 """How a backbone is fine-tuned, and what comes out."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
 from torch import nn
 
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.recipes import parse_overrides, to_recipe
 from voxelfm_hf.training.lora import Lora
 from voxelfm_hf.volumes.errors import RecipeError
-
-# Higher is better; takes the logits (v, o) and targets (v, k) of the validation rows.
-Score = Callable[[np.ndarray, np.ndarray], float]
 
 ATTENTION_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj")
 LINEAR_LAYERS = (*ATTENTION_LAYERS, "up_proj", "down_proj", "gate_proj")

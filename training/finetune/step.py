@@ -18,7 +18,7 @@ from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
 from voxelfm_hf.modeling.probe_losses_voxelfm import class_loss
 from voxelfm_hf.training.finetune.input_cache import InputCache
 from voxelfm_hf.training.finetune.model import generator
-from voxelfm_hf.training.finetune.settings import FinetuneSettings, Score
+from voxelfm_hf.training.finetune.settings import FinetuneSettings
 from voxelfm_hf.training.probe.data import ProbeJob, prepared_targets, row_weights
 from voxelfm_hf.training.probe.loop import class_weights, objective_of
 from voxelfm_hf.training.probe.settings import DEFAULT_SETTINGS
@@ -95,18 +95,14 @@ class TuningLoss:
         parts = [self._forward(part, epoch=None) for part in self._split(own)]
         return self._gathered(rows, parts)
 
-    def validate(self, score: Score | None) -> float:
-        """The score of the validation rows, higher is better: by default minus the loss, as in probes."""
+    def validate(self) -> float:
+        """The score of the validation rows, higher is better: minus the loss, as in probes."""
         rows = np.asarray(self.job.validation)
         if self.voxels:
             return self._validate_maps(rows)
         outputs = self.outputs(rows).cpu()
         loss = self.objective(outputs, self.targets[:, rows], self.validation_weights[:, rows])
-        value = -float(loss.double())
-        if score is not None:
-            found = score(outputs[0].numpy(), self.targets[0, rows].numpy())
-            value = found if np.isfinite(found) else value
-        return value
+        return -float(loss.double())
 
     def _backward_cox(self, rows: np.ndarray, epoch: int) -> float:
         parts = self._parts(rows)

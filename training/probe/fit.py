@@ -19,7 +19,7 @@ from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.training.probe.data import ProbeFeatures, ProbeJob
 from voxelfm_hf.training.probe.loop import FitGroup
-from voxelfm_hf.training.probe.settings import DEFAULT_SETTINGS, FittedProbe, ProbeSettings, Score
+from voxelfm_hf.training.probe.settings import DEFAULT_SETTINGS, FittedProbe, ProbeSettings
 from voxelfm_hf.training.probe.stacks import make_stack
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,6 @@ def fit_probes(
     config: VoxelFMProbeConfig,
     *,
     settings: ProbeSettings | None = None,
-    score: Score | None = None,
     device: str = "cpu",
 ) -> list[FittedProbe]:
     """Fits every job with a head of the given configuration.
@@ -43,8 +42,6 @@ def fit_probes(
         jobs: The fits; any mix of labels, training rows and seeds, all with targets of the shape the head has.
         config: Task, head and sizes; one output for each job that fits a single label.
         settings: How to fit; by default what suits the head.
-        score: Judges validation outputs, higher is better; by default minus the validation loss. Where it is NaN (one
-            class only) the loss decides.
         device: Where to compute.
 
     Returns:
@@ -58,7 +55,7 @@ def fit_probes(
         chosen = [jobs[index] for index in group]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(chosen[0].seed)
-            fits = FitGroup(features, chosen, config, settings, score, device).fit()
+            fits = FitGroup(features, chosen, config, settings, device).fit()
         found.update(zip(group, fits, strict=True))
         logger.debug("fitted %d probes of seed %d", len(group), chosen[0].seed)
     return [found[index] for index in range(len(jobs))]

@@ -16,7 +16,7 @@ from voxelfm_hf.modeling.probe_losses_voxelfm import (
     squared_loss,
 )
 from voxelfm_hf.training.probe.data import ProbeFeatures, ProbeJob, prepared_targets, row_weights
-from voxelfm_hf.training.probe.settings import FittedProbe, ProbeSettings, Score
+from voxelfm_hf.training.probe.settings import FittedProbe, ProbeSettings
 from voxelfm_hf.training.probe.stacks import ClsStack, PatchStack, State, initial_state, make_stack
 from voxelfm_hf.training.probe.voxel_windows import random_window
 
@@ -34,11 +34,10 @@ class FitGroup:
         jobs: Sequence[ProbeJob],
         config: VoxelFMProbeConfig,
         settings: ProbeSettings,
-        score: Score | None,
         device: str,
     ):
         self.features, self.jobs, self.config = features, jobs, config
-        self.settings, self.score, self.device = settings, score, device
+        self.settings, self.device = settings, device
         self.voxels = config.task == "segmentation"
         self.stack: ClsStack | PatchStack = make_stack(
             config, [initial_state(config, job.seed) for job in jobs], device
@@ -161,7 +160,7 @@ class FitGroup:
 
     @torch.no_grad()
     def _validate(self) -> torch.Tensor:
-        """The score of each fit on its own validation rows, in float64."""
+        """Minus the loss of each fit on its own validation rows, in float64."""
         self.stack.eval()
         if not len(self.validation):
             return torch.full((len(self.jobs),), -torch.inf, dtype=torch.float64)
@@ -169,18 +168,7 @@ class FitGroup:
             losses = torch.stack([self._losses(rows, training=False) for rows in self.validation.split(1)]).mean(0)
             return -losses.double().cpu()
         outputs = torch.cat([self._forward(rows, training=False) for rows in self.validation.split(256)], dim=1)
-        scores = -self._objective_of(outputs, self.validation, self.validation_weights).double().cpu()
-        if self.score is None:
-            return scores
-        place = {int(row): index for index, row in enumerate(self.validation)}
-        for index, job in enumerate(self.jobs):
-            if len(job.validation):
-                inside = [place[int(row)] for row in job.validation]
-                value = self.score(
-                    outputs[index, inside].cpu().numpy(), self.targets[index][torch.as_tensor(job.validation)].numpy()
-                )
-                scores[index] = value if np.isfinite(value) else scores[index]
-        return scores
+        return -self._objective_of(outputs, self.validation, self.validation_weights).double().cpu()
 
     def _losses(self, rows: torch.Tensor, *, training: bool) -> torch.Tensor:
         """The loss of each fit (F,) on some rows."""

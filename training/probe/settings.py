@@ -1,14 +1,8 @@
 """How a probe is fitted, and what comes out of a fit."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from voxelfm_hf.training.probe.stacks import State
-
-# Higher is better; takes the logits (v, o) and targets (v, k) of the validation rows of one fit.
-Score = Callable[[np.ndarray, np.ndarray], float]
 
 
 @dataclass(frozen=True)
@@ -83,7 +77,7 @@ DEFAULT_SETTINGS = {
 
 @dataclass(frozen=True, eq=False)
 class FittedProbe:
-    """The weights of one fit and how it went; `score` is higher for better, minus the validation loss by default."""
+    """The weights of one fit and how it went; `score` is minus the validation loss."""
 
     name: str
     seed: int
