@@ -61,13 +61,15 @@ def predict_scans(
     for task in tasks:
         volume: Volume | None = None
         for identifier, region in zip(task.identifiers, task.regions or (None,), strict=True):
-            facts, made_of = (None, None) if folder is None else _stored(folder / identifier)
-            taken = None if folder is None else input_hash(task.scan, region, assume_hu=assume_hu, spacing=spacing)
-            if facts is not None and None not in (made_of, taken) and made_of != taken:
-                summary.failures[identifier] = other_input(identifier, folder)
-                if on_failure:
-                    on_failure(summary.failures[identifier])
-                continue
+            facts = taken = None
+            if folder is not None:
+                facts, made_of = _stored(folder / identifier)
+                taken = input_hash(task.scan, region, assume_hu=assume_hu, spacing=spacing)
+                if None not in (made_of, taken) and made_of != taken:
+                    summary.failures[identifier] = other_input(identifier, folder)
+                    if on_failure:
+                        on_failure(summary.failures[identifier])
+                    continue
             if facts is not None:
                 summary.present += 1
             else:

@@ -72,7 +72,7 @@ class InputCache:
         middle = (low + high) / 2
         voxels = np.rint((prepared.voxels - middle) / step).astype(np.int16)
         with written_file(self._file(identifier)) as path:
-            tensors = {"voxels": voxels, "scale": np.array([step, middle], dtype=np.float64)}
+            tensors: dict[str, Any] = {"voxels": voxels, "scale": np.array([step, middle], dtype=np.float64)}
             save_file(tensors, path, metadata={"input_hash": prepared.facts.get("input_hash") or ""})
 
     def input_hash(self, identifier: str) -> str | None:
