@@ -77,7 +77,8 @@ def describe(
         StoreError: nothing to describe there, or a comparison without model or features.
     """
     folder = Path(data)
-    is_prepared, failures = is_prepared_data(folder), {}
+    is_prepared = is_prepared_data(folder)
+    failures: dict[str, str] = {}
     if out is None and not is_prepared:
         raise StoreError(f"{data}: name a folder for the description (only prepared data sets keep their own).")
     out = folder if out is None else Path(out)
