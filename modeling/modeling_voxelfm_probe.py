@@ -11,7 +11,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_voxelfm_probe import VoxelFMProbeConfig
 from .probe_heads_voxelfm import HEADS, ProbeAttentionPooler, ProbeMLP, ProbeNeighbours
-from .probe_losses_voxelfm import binary_loss, class_loss, cox_loss, point_loss, squared_loss
+from .probe_losses_voxelfm import loss_of
 
 
 @dataclass
@@ -144,20 +144,18 @@ class VoxelFMProbe(PreTrainedModel):
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The loss of the task over the known labels; shapes as in `forward`."""
         config = self.config
-        weights = logits.new_ones((1, len(logits)))
         if config.task == "segmentation":
-            voxels = logits.movedim(1, -1).reshape(1, -1, config.num_classes)
-            return class_loss(voxels, labels.reshape(1, -1, 1), weights.new_ones(voxels.shape[:2]))[0]
-        if config.task == "classification" and config.is_single_label:
-            return class_loss(logits[None], labels.reshape(1, -1, 1), weights)[0]
-        labels = labels.to(logits.dtype)
-        if config.task == "survival":
-            return cox_loss(logits[None], labels[None], weights)[0].to(logits.dtype)
+            logits = logits.movedim(1, -1).reshape(-1, config.num_classes)
+        if config.task == "segmentation" or config.is_single_label:
+            targets = labels.reshape(-1, 1)
+        elif config.task == "survival":
+            targets = labels.to(logits.dtype)
+        else:
+            targets = labels.to(logits.dtype).reshape(logits.shape)
         if config.task == "regression":
             mean, scale = self._target_scale(logits)
-            return squared_loss(logits[None], ((labels.reshape(logits.shape) - mean) / scale)[None], weights)[0]
-        function = point_loss if config.task == "localization" else binary_loss
-        return function(logits[None], labels.reshape(1, *logits.shape), weights)[0]
+            targets = (targets - mean) / scale
+        return loss_of(config)(logits[None], targets[None], logits.new_ones((1, len(logits))))[0].to(logits.dtype)
 
     @torch.no_grad()
     def predict(

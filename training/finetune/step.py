@@ -15,12 +15,12 @@ from accelerate import Accelerator
 from torch import nn
 
 from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
-from voxelfm_hf.modeling.probe_losses_voxelfm import class_loss
+from voxelfm_hf.modeling.probe_losses_voxelfm import class_loss, loss_of
 from voxelfm_hf.training.finetune.input_cache import InputCache
 from voxelfm_hf.training.finetune.model import generator
 from voxelfm_hf.training.finetune.settings import FinetuneSettings
 from voxelfm_hf.training.probe.data import ProbeJob, prepared_targets, row_weights
-from voxelfm_hf.training.probe.loop import class_weights, objective_of
+from voxelfm_hf.training.probe.loop import class_weights
 from voxelfm_hf.training.probe.settings import DEFAULT_SETTINGS
 
 
@@ -50,7 +50,7 @@ class TuningLoss:
         self.accelerator, self.model, self.inputs, self.ids = accelerator, model, inputs, ids
         self.job, self.config, self.settings = job, config, settings
         self.voxels = config.task == "segmentation"
-        self.objective = objective_of(config)
+        self.objective = loss_of(config)
         self.noise = DEFAULT_SETTINGS[config.head].noise if settings.noise is None else settings.noise
         if self.voxels:
             self.class_weights = class_weights(job, config, balance=settings.balance)

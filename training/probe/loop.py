@@ -1,20 +1,13 @@
 """The loop behind `fit_probes`: jobs of one seed, fitted together until each has stopped improving."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import nn
 
 from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
-from voxelfm_hf.modeling.probe_losses_voxelfm import (
-    binary_loss,
-    class_loss,
-    cox_loss,
-    dice_loss,
-    point_loss,
-    squared_loss,
-)
+from voxelfm_hf.modeling.probe_losses_voxelfm import CURVATURES, dice_loss, loss_of
 from voxelfm_hf.training.probe.data import ProbeFeatures, ProbeJob, prepared_targets, row_weights
 from voxelfm_hf.training.probe.settings import FittedProbe, ProbeSettings
 from voxelfm_hf.training.probe.stacks import ClsStack, PatchStack, State, initial_state, make_stack
@@ -42,7 +35,7 @@ class FitGroup:
         self.stack: ClsStack | PatchStack = make_stack(
             config, [initial_state(config, job.seed) for job in jobs], device
         )
-        self.objective = objective_of(config)
+        self.objective = loss_of(config)
         self.train = torch.as_tensor(np.unique(np.concatenate([job.train for job in jobs])), dtype=torch.long)
         self.validation = torch.as_tensor(np.unique(np.concatenate([job.validation for job in jobs])), dtype=torch.long)
         self.cls = None if config.uses_patches else features.cls_rows(torch.arange(len(features)))
@@ -257,9 +250,8 @@ class FitGroup:
         for _ in range(20):
             vectors = nn.functional.normalize(vectors, dim=1)
             vectors = (weights * (vectors @ cls.T)) @ cls
-        # Bounds of the second derivative of each loss in its output; power iteration ends a little low, hence 1.1.
-        bound = {"binary_loss": 0.25, "class_loss": 0.5, "squared_loss": 2.0, "cox_loss": 1.0}[self.objective.__name__]
-        return (1 / (1.1 * bound * vectors.norm(dim=1))).to(self.device)
+        # Power iteration ends a little low, hence 1.1.
+        return (1 / (1.1 * CURVATURES[self.objective] * vectors.norm(dim=1))).to(self.device)
 
 
 def class_weights(job: ProbeJob, config: VoxelFMProbeConfig, *, balance: bool) -> torch.Tensor:
@@ -272,18 +264,6 @@ def class_weights(job: ProbeJob, config: VoxelFMProbeConfig, *, balance: bool) -
         counts += np.bincount(labels[labels >= 0].ravel(), minlength=config.num_classes)[: config.num_classes]
     share = torch.from_numpy(counts / max(counts.sum(), 1)).float()
     return torch.where(share > 0, share.clamp_min(1e-12).rsqrt(), 0.0)
-
-
-def objective_of(config: VoxelFMProbeConfig) -> Callable[..., torch.Tensor]:
-    """The loss of a task, from `probe_losses_voxelfm`."""
-    if config.task == "segmentation" or (config.task == "classification" and config.is_single_label):
-        return class_loss
-    return {
-        "classification": binary_loss,
-        "regression": squared_loss,
-        "survival": cox_loss,
-        "localization": point_loss,
-    }[config.task]
 
 
 def prevalence_shift(targets: torch.Tensor, config: VoxelFMProbeConfig) -> torch.Tensor:
