@@ -10,6 +10,7 @@ from pathlib import Path
 from voxelfm_hf.files import written_file
 
 FAILURES_FILE = "failures.csv"
+FAILURES_SHOWN = 20  # on the terminal
 
 
 def write_failures(folder: Path, failures: Mapping[str, str]) -> None:

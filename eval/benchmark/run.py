@@ -15,10 +15,10 @@ from voxelfm_hf.eval.benchmark.recipe import BenchmarkRecipe, read_recipe
 from voxelfm_hf.eval.benchmark.results import Results, score_benchmark
 from voxelfm_hf.eval.benchmark.tables import main_table, write_benchmark
 from voxelfm_hf.eval.datasets import BenchmarkData, load_dataset
+from voxelfm_hf.failures import FAILURES_FILE, FAILURES_SHOWN
 from voxelfm_hf.recipes import find_recipe
 from voxelfm_hf.volumes.errors import RecipeError
 
-FAILURES_SHOWN = 20
 MAX_WITH_INTERVALS = 3
 
 
@@ -66,7 +66,7 @@ def run_recipe(
     progress("scores", 1, 1)
     failures = [f"{' '.join(part for part in key if part)}: {reason}" for key, reason in run.failures.items()]
     if len(failures) > FAILURES_SHOWN:
-        failures = [*failures[:FAILURES_SHOWN], f"{len(failures) - FAILURES_SHOWN} more in {out / 'failures.csv'}"]
+        failures = [*failures[:FAILURES_SHOWN], f"{len(failures) - FAILURES_SHOWN} more in {out / FAILURES_FILE}"]
     return Outcome(_tables(recipe, results), failures)
 
 

@@ -27,7 +27,7 @@ from voxelfm_hf.training.pretrain.recipe import FREE_FIELDS, PretrainRecipe, che
 from voxelfm_hf.training.pretrain.run_parts import RunParts, build_parts
 from voxelfm_hf.training.pretrain.step import mean_losses, optimiser_step
 from voxelfm_hf.training.progress import Clock
-from voxelfm_hf.training.run_folder import LOG_FILE, RunLog, settle_recipe, write_json
+from voxelfm_hf.training.run_folder import CHECKPOINTS_FOLDER, LOG_FILE, RunLog, settle_recipe, write_json
 from voxelfm_hf.volumes.errors import VoxelFMError
 
 logger = logging.getLogger(__name__)
@@ -123,8 +123,9 @@ def _train(recipe: PretrainRecipe, accelerator: Accelerator, parts: RunParts) ->
                     export_teacher(parts.teacher.backbone, recipe, folder / "teachers" / f"step-{step:08d}")
             if hopeless:
                 raise VoxelFMError(
-                    f"The loss was not finite for {hopeless} steps in a row; the weights of the last good step are in "
-                    f"{folder / 'checkpoints'}: lower optimizer.learning_rate or look at the data, then start again."
+                    f"The loss was not finite for {hopeless} steps in a row; the weights of the last good step are "
+                    f"in {folder / CHECKPOINTS_FOLDER}: lower optimizer.learning_rate or look at the data, then start "
+                    "again."
                 )
             if result.stop:
                 logger.info("asked to stop: saved at step %d", step)

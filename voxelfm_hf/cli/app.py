@@ -9,6 +9,7 @@ from rich.console import Console
 
 from voxelfm_hf import __version__
 from voxelfm_hf.command import EXIT_BAD_INPUT, EXIT_PARTLY_FAILED
+from voxelfm_hf.failures import FAILURES_SHOWN
 
 app = typer.Typer(
     name="voxelfm",
@@ -22,8 +23,6 @@ app = typer.Typer(
 # Paths and sentences stay on one line, for those who copy them.
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False)
-
-FAILURES_SHOWN = 20
 
 
 def plain(text: object) -> str:
