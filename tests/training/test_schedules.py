@@ -43,3 +43,9 @@ def test_after_the_end_a_schedule_keeps_its_last_value():
     assert schedules.cosine(start=1.0, end=0.25, total_steps=5)(10**6) == 0.25
     assert schedules.learning_rate(peak=1.0, end=0.5, warmup_steps=10, total_steps=4)(10) == 0.5
     assert schedules.cosine(start=1.0, end=0.25, total_steps=1)(0) == 0.25
+
+
+@pytest.mark.parametrize(("steps", "values"), [(1, [3]), (2, [5, 3]), (3, [5, 4, 3])])
+def test_shortest_curves_include_both_ends(steps, values):
+    schedule = schedules.Schedule(start=0, peak=5, end=3, warmup_steps=2, cosine_steps=steps)
+    assert [schedule(step) for step in range(2 + steps)] == pytest.approx([0, 2.5, *values])
