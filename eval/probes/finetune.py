@@ -19,7 +19,7 @@ from voxelfm_hf.eval.probes.card import ProbeFacts
 from voxelfm_hf.eval.probes.run import machine, save_probe, score_predictions
 from voxelfm_hf.eval.tasks import load_task
 from voxelfm_hf.eval.tasks.data import TaskData
-from voxelfm_hf.features import EmbedOptions, Task, embed_scans, process_state
+from voxelfm_hf.features import EmbedOptions, Task, embed_scans, process_state, set_up_processor
 from voxelfm_hf.hub import load
 from voxelfm_hf.memory import peak_memory_bytes, reset_peak_memory
 from voxelfm_hf.modeling.configuration_voxelfm_probe import HEADS_OF_TASK, PATCH_HEADS
@@ -239,9 +239,7 @@ def finetune_and_save(
     if tuned.finetuned is None or not process_state().is_main_process:
         return None
     processor = load(model)[1]
-    for name, value in (data.run.get("processor") or {}).items():
-        if hasattr(processor, name):
-            setattr(processor, name, value)
+    set_up_processor(processor, data.run.get("processor"))
     backbone = save_backbone(out, tuned.finetuned, processor, base=model)
     save_probe(out / PROBE, tuned.probe, reports, tuned.data, predictions, facts=facts)
     return TunedFiles(backbone, out / PROBE, reports, frozen, tuned.cost)

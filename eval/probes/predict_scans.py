@@ -21,7 +21,7 @@ from voxelfm_hf.eval.probes.apply import Answer, ProbeReader
 from voxelfm_hf.eval.result_files import write_csv
 from voxelfm_hf.failures import write_failures
 from voxelfm_hf.features import BatchSummary, Task, failure_reason
-from voxelfm_hf.features.identity import input_hash, other_input
+from voxelfm_hf.features.identity import input_hash, is_other, other_input
 from voxelfm_hf.files import written_file
 from voxelfm_hf.pictures import save_picture
 from voxelfm_hf.scan_list import Region
@@ -65,7 +65,7 @@ def predict_scans(
             if folder is not None:
                 facts, made_of = _stored(folder / identifier)
                 taken = input_hash(task.scan, region, assume_hu=assume_hu, spacing=spacing)
-                if None not in (made_of, taken) and made_of != taken:
+                if is_other(made_of, taken):
                     summary.failures[identifier] = other_input(identifier, folder)
                     if on_failure:
                         on_failure(summary.failures[identifier])

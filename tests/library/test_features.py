@@ -10,7 +10,7 @@ import torch
 
 from voxelfm_hf import load, read_volume
 from voxelfm_hf.features import EmbedOptions, Task, embed_scans
-from voxelfm_hf.scan_list import list_scans, read_regions
+from voxelfm_hf.scan_list import Scan, list_scans, read_regions
 from voxelfm_hf.store import FeatureStore, StoreWriter, locked
 from voxelfm_hf.volumes.errors import LabelError, ScanError, StoreError
 
@@ -114,6 +114,18 @@ def test_what_an_id_stands_for_does_not_change(small_model, scan_folder, tmp_pat
     np.save(tmp_path / "other.npy", read_volume(scan).hu)
     again = embed_scans(tasks_of(tmp_path / "other.npy"), small_model, tmp_path / "second", options)
     assert list(again.failures) == ["other.npy"]
+
+
+@pytest.mark.parametrize("endings", [(".hdr", ".img"), (".hdr.gz", ".img.gz"), (".mhd", ".zraw")])
+def test_voxels_beside_a_header_tell_inputs_apart(tmp_path, endings):
+    from voxelfm_hf.features.identity import input_hash
+
+    hashes = set()
+    for voxels in (b"one", b"two"):
+        for ending, content in zip(endings, (b"the same header", voxels), strict=True):
+            (tmp_path / f"a{ending}").write_bytes(content)
+        hashes.add(input_hash(Scan("a", tmp_path / f"a{endings[0]}")))
+    assert len(hashes) == 2 and None not in hashes
 
 
 def test_other_weights_or_settings_are_refused(small_model, scan_folder, tmp_path):

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from voxelfm_hf import __version__
 from voxelfm_hf.command import EXIT_BAD_INPUT, EXIT_PARTLY_FAILED
-from voxelfm_hf.failures import FAILURES_SHOWN
+from voxelfm_hf.failures import FAILURES_FILE, FAILURES_SHOWN
 
 app = typer.Typer(
     name="voxelfm",
@@ -70,9 +70,11 @@ def say_failed(reason: str) -> None:
     errors.print(f"[red]failed:[/] {plain(reason)}", soft_wrap=True)
 
 
-def end_batch(*, failed: int, done: int) -> None:
-    """Ends the command: 3 when part of a batch failed, 2 when all of it did."""
+def end_batch(*, failed: int, done: int, out: Path | None = None) -> None:
+    """Ends the command: 3 when part of a batch failed, 2 when all of it did; `out` is the folder that lists them."""
     if failed:
+        if out is not None:
+            errors.print(f"{failed} failed, listed in {plain(out / FAILURES_FILE)}", soft_wrap=True)
         raise typer.Exit(EXIT_PARTLY_FAILED if done else EXIT_BAD_INPUT)
 
 

@@ -12,7 +12,6 @@ from voxelfm_hf.cli.app import (
     app,
     console,
     end_batch,
-    errors,
     plain,
     progress_bar,
     quiet_libraries,
@@ -48,7 +47,6 @@ from voxelfm_hf.cli.task import (
     estimate_text,
     reading_options,
 )
-from voxelfm_hf.failures import FAILURES_FILE
 from voxelfm_hf.files import refuse_used
 
 
@@ -187,6 +185,4 @@ def predict(
             assume_hu=assume_hu,
             spacing=parse_spacing(spacing),
         )
-    if summary.failures and out is not None:
-        errors.print(f"{len(summary.failures)} failed, listed in {plain(out / FAILURES_FILE)}", soft_wrap=True)
-    end_batch(failed=len(summary.failures), done=summary.added + summary.present)
+    end_batch(failed=len(summary.failures), done=summary.added + summary.present, out=out)

@@ -9,7 +9,7 @@ import typer
 
 from voxelfm_hf.cli.app import app, console, end_batch, errors, plain, quiet_libraries, say_failed
 from voxelfm_hf.cli.options import AsJson, AssumeHU, Spacing, parse_spacing
-from voxelfm_hf.failures import FAILURES_FILE, write_failures
+from voxelfm_hf.failures import write_failures
 from voxelfm_hf.volumes.errors import ModelError, ScanError
 
 
@@ -93,11 +93,9 @@ def report(
             _show(path, written, agreement)
     if out is not None:
         write_failures(out, dict(failures))
-        if failures:
-            errors.print(f"{len(failures)} failed, listed in {plain(out / FAILURES_FILE)}", soft_wrap=True)
     if merge is not None:
         writer.save_merged(merge)
-    end_batch(failed=len(failures), done=len(scans) - len(failures))
+    end_batch(failed=len(failures), done=len(scans) - len(failures), out=out)
 
 
 def _facts(path: Path, written: Any, agreement: list[Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from voxelfm_hf.scan_list import Region, Scan
 
 SAMPLE_BYTES = 65536
-_HEADERS = (".mhd", ".hdr", ".nhdr")
+_HEADERS = (".mhd", ".nhdr", ".hdr", ".hdr.gz")
 
 
 def input_hash(
@@ -40,6 +40,11 @@ def input_hash(
     return digest.hexdigest()[:32]
 
 
+def is_other(stored: str | None, asked: str | None) -> bool:
+    """Whether two hashes are of different inputs; what is not known counts as the same."""
+    return None not in (stored, asked) and stored != asked
+
+
 def other_input(identifier: str, where: Path) -> str:
     """The sentence for an id that stands for something else in a folder of results."""
     return (
@@ -51,9 +56,11 @@ def other_input(identifier: str, where: Path) -> str:
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
         return sorted(file for file in path.rglob("*") if file.is_file())
-    if path.suffix.lower() in _HEADERS:  # the voxels lie beside it
-        return sorted(path.parent.glob(f"{glob.escape(path.stem)}.*"))
-    return [path]
+    ending = next((ending for ending in _HEADERS if path.name.lower().endswith(ending)), None)
+    if ending is None:
+        return [path]
+    # The voxels lie beside it.
+    return sorted(path.parent.glob(f"{glob.escape(path.name[: -len(ending)])}.*"))
 
 
 def _sample(path: Path) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from voxelfm_hf.features.identity import input_hash, other_input
+from voxelfm_hf.features.identity import input_hash, is_other, other_input
 from voxelfm_hf.features.tiles import TILED_BUDGET
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMGeometry, VoxelFMImageProcessor
 from voxelfm_hf.read_ahead import WorkerCrash, read_ahead
@@ -204,7 +204,7 @@ def mistaken(
         identifier: other_input(identifier, folder)
         for task in tasks
         for identifier, region in zip(task.identifiers, task.regions or (None,), strict=True)
-        if known.get(identifier) is not None and options.input_hash(task.scan, region) not in (None, known[identifier])
+        if known.get(identifier) is not None and is_other(known[identifier], options.input_hash(task.scan, region))
     }
 
 
