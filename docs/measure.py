@@ -28,7 +28,7 @@ COLUMNS = (
 )  # fmt: skip
 BENCHMARK = "voxelfm benchmark"
 SPEED = "python -m voxelfm_hf.eval.speed"
-PHANTOM_ACQUISITION = "kernel,contrast,noise_hu,slice_thickness,spacing_mm_z,field_of_view_mm_y"
+PHANTOM_ACQUISITION = "kernel,contrast,noise_hu,slice_thickness,spacing_z,field_of_view_mm_y"
 PHANTOM_TARGETS = "--target emphysema --target pleural_effusion --target fat_mm"
 # $CT, $PHANTOMS, $REPORTS, $OUT and $WORK are filled in by the shell and shown without the dollar.
 RUNS = {

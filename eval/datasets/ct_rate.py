@@ -57,7 +57,7 @@ def read(folder: str | Path, *, one_a_study: bool = False) -> BenchmarkData:
 
     Returns:
         One row a volume: the 18 findings (0/1) under their names, `report`, and of the metadata `spacing_z`,
-        `spacing_xy`, `manufacturer`, `sex`, `age` where the file has them.
+        `spacing_y`, `spacing_x` (mm), `manufacturer`, `sex`, `age` where the file has them.
     """
     folder = Path(folder)
     rows = [row for split in _FILES for row in _rows(folder, split)]
@@ -67,7 +67,7 @@ def read(folder: str | Path, *, one_a_study: bool = False) -> BenchmarkData:
         for row in sorted(rows, key=lambda row: row["reconstruction"]):
             first.setdefault(row["study_id"], row)
         rows = sorted(first.values(), key=lambda row: row["id"])
-    acquisition = varying(rows, ("spacing_z", "spacing_xy"))
+    acquisition = varying(rows, ("spacing_z", "spacing_x"))
     return BenchmarkData(
         tasks=whole_scans(rows, folder),
         labels=label_table("CT-RATE", rows),
@@ -127,12 +127,13 @@ def _optional(path: Path, columns: tuple[str, ...]) -> dict[str, dict[str, str]]
 
 def _scanner(row: dict[str, str]) -> dict[str, Any]:
     try:
-        in_plane = float(ast.literal_eval(row.get("XYSpacing", ""))[0])  # "[0.75, 0.75]"
+        in_plane = float(ast.literal_eval(row.get("XYSpacing", ""))[0])  # "[0.75, 0.75]": square pixels
     except (ValueError, SyntaxError, TypeError, IndexError):
         in_plane = None
     return {
-        "spacing_xy": in_plane,
         "spacing_z": number(row.get("ZSpacing"), column="ZSpacing", path=Path("the metadata")),
+        "spacing_y": in_plane,
+        "spacing_x": in_plane,
         "manufacturer": row.get("Manufacturer") or None,
         "sex": row.get("PatientSex") or None,
         "age": age_years(row.get("PatientAge")),

@@ -28,6 +28,8 @@ ABOUT = About(
 # The values 1, 2, ... of the label maps.
 ORGANS = ("Brainstem", "SpinalCord", "RightParotid", "LeftParotid", "Esophagus", "Larynx", "Mandible")
 CLASSES = ("background", *ORGANS)
+# The table counts the axes of the files, which run to posterior, left and inferior.
+_SPACING = {"spacing_0": "spacing_y", "spacing_1": "spacing_x", "spacing_2": "spacing_z"}
 
 
 def read(folder: str | Path) -> BenchmarkData:
@@ -37,13 +39,15 @@ def read(folder: str | Path) -> BenchmarkData:
         folder: Folder that holds openkbp/; paths in its table are relative to it.
 
     Returns:
-        One row a scan. Columns beside those of the table: `centre_<organ>_x`, `_y`, `_z`, the centroid of the organ's
-        voxels in LPS mm, empty where it was not contoured.
+        One row a scan. Columns beside those of the table, whose spacings are called `spacing_z`, `spacing_y` and
+        `spacing_x` (mm): `centre_<organ>_x`, `_y`, `_z`, the centroid of the organ's voxels in LPS mm, empty where it
+        was not contoured.
     """
     folder = Path(folder)
     table = read_labels(required(folder / "openkbp" / "labels.csv", ABOUT), id_column="file")
     names = [Path(file).name.split(".")[0] for file in table.ids]
-    columns: dict[str, list[Any]] = {"id": names, **table.columns, "file": table.ids}
+    named = {_SPACING.get(name, name): values for name, values in table.columns.items()}
+    columns: dict[str, list[Any]] = {"id": names, **named, "file": table.ids}
     columns |= {f"centre_{organ}_{axis}": [] for organ in ORGANS for axis in "xyz"}
     tasks = []
     for name, file, label_file in zip(names, table.ids, table.column("label_file"), strict=True):
@@ -56,8 +60,8 @@ def read(folder: str | Path) -> BenchmarkData:
         tasks=tasks,
         labels=LabelTable("openkbp/labels.csv", names, columns),
         folder=folder,
-        baselines={"spacing": ("spacing_0", "spacing_2")},
-        acquisition=("spacing_0", "spacing_2"),
+        baselines={"spacing": ("spacing_x", "spacing_z")},
+        acquisition=("spacing_x", "spacing_z"),
         notes=["organs that were not contoured are left out of losses and scores"],
         classes=CLASSES,
     )

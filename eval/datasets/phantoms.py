@@ -43,8 +43,8 @@ FINDINGS = (
     "medical_material",
 )
 ACQUISITION = (
-    "spacing_mm_z",
-    "spacing_mm_y",
+    "spacing_z",
+    "spacing_y",
     "field_of_view_mm_z",
     "field_of_view_mm_y",
     "slice_thickness",

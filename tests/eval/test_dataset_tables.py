@@ -25,7 +25,8 @@ def test_ct_rate(tmp_path):
     assert data.labels.column("split")[3:] == ["test", "test"]
     assert data.labels.column("Emphysema") == [1] * 5 and data.labels.column("Atelectasis") == [0] * 5
     assert data.labels.column("report")[0] == "Emphysema, mild.\nEmphysema."
-    assert data.labels.column("age") == [58] * 5 and data.labels.column("spacing_xy") == [0.75, 1.0, 1.25, 0.75, 1.0]
+    assert data.labels.column("age") == [58] * 5 and data.labels.column("spacing_x") == [0.75, 1.0, 1.25, 0.75, 1.0]
+    assert data.labels.column("spacing_y") == data.labels.column("spacing_x")
     assert data.labels.column("spacing_z") == [1.5, 2.5, 3.5, 1.5, 2.5]
     assert "1 of 6 listed scans are not in the folder" in data.notes[0]
     one = load_dataset("ct_rate").read(tmp_path, one_a_study=True)

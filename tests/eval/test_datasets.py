@@ -11,6 +11,7 @@ from voxelfm_hf.eval.datasets.tables import age_years, held_out
 from voxelfm_hf.eval.labels import binary_target, number_target, point_target
 from voxelfm_hf.eval.splits import patient_groups, split_rows
 from voxelfm_hf.eval.tasks.segmentation import read_mask
+from voxelfm_hf.volumes import read_volume
 from voxelfm_hf.volumes.errors import DatasetError, RecipeError
 
 
@@ -128,6 +129,9 @@ def test_real_nodules():
 def test_real_organs():
     data = load_dataset("openkbp").read(REAL)
     check(data)
+    for row in range(0, len(data.tasks), 30):
+        in_table = [data.labels.column(f"spacing_{axis}")[row] for axis in "zyx"]
+        assert read_volume(data.tasks[row].scan.path).spacing == pytest.approx(in_table, abs=1e-3)
     for organ in data.classes[1:]:
         points = point_target(data.labels, [f"centre_{organ}_{axis}" for axis in "xyz"])[:, 0]
         contoured = np.array(data.labels.column(f"contoured_{organ}")) == 1

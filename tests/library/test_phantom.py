@@ -147,7 +147,9 @@ def test_facts_do_not_need_the_volume(small):
     assert draw_facts(5, shape=SMALL) == small.facts
     json.dumps(small.facts.as_dict())
     row = small.facts.row()
-    assert row["noise_hu"] == small.facts.acquisition.noise_hu and row["spacing_mm_z"] == small.volume.spacing[0]
+    acquisition = small.facts.acquisition
+    assert row["noise_hu"] == acquisition.noise_hu and row["slice_thickness"] == acquisition.slice_thickness_mm
+    assert tuple(row[f"spacing_{axis}"] for axis in "zyx") == small.volume.spacing
     assert set(small.facts.findings.labels()) <= set(row)
 
 

@@ -118,6 +118,10 @@ class Acquisition:
     offset_lps_mm: tuple[float, float, float]
 
 
+# Fields whose column in a table of facts has another name.
+_COLUMNS = {"spacing_mm": "spacing", "slice_thickness_mm": "slice_thickness"}
+
+
 @dataclass(frozen=True)
 class PhantomFacts:
     """Everything that is known about a phantom."""
@@ -130,13 +134,16 @@ class PhantomFacts:
     acquisition: Acquisition
 
     def row(self) -> dict[str, float | int | str | None]:
-        """One flat table row: every drawn number, tuples spread over _z/_y/_x (or _x/_y/_z for LPS positions)."""
+        """One flat table row: every drawn number, tuples spread over _z/_y/_x (or _x/_y/_z for LPS positions).
+
+        Spacing and slice thickness are called as in the tables of other data sets.
+        """
         row: dict[str, float | int | str | None] = {"seed": self.seed, "acquisition_seed": self.acquisition_seed}
         for name in ("body", "findings", "lesion", "acquisition"):
             part = getattr(self, name)
             for field in fields(part):
                 value = getattr(part, field.name)
-                key = f"{name}_{field.name}" if name == "lesion" else field.name
+                key = f"{name}_{field.name}" if name == "lesion" else _COLUMNS.get(field.name, field.name)
                 if "_lps_" in field.name:
                     row |= dict(zip((f"{key}_{axis}" for axis in "xyz"), value or (None,) * 3, strict=True))
                 elif isinstance(value, tuple):

@@ -183,7 +183,6 @@ def facts_row(facts: PhantomFacts) -> dict[str, Any]:
     row["male"] = int(facts.body.sex == "male")
     row["kernel_sharp"] = int(acquisition.kernel == "sharp")
     row |= {f"contrast_{name}": int(acquisition.contrast == name) for name in CONTRAST_PHASES[1:]}
-    row["slice_thickness"] = acquisition.slice_thickness_mm
     return row
 
 
