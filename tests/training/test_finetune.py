@@ -18,7 +18,7 @@ from voxelfm_hf.training.finetune.features import backbone_features
 from voxelfm_hf.training.finetune.files import merged, save_backbone
 from voxelfm_hf.training.finetune.loop import _Run
 from voxelfm_hf.training.finetune.model import encode, make_trainable, trained_state
-from voxelfm_hf.training.finetune.settings import FinetuneSettings, LoraSettings, blocks_of_mode
+from voxelfm_hf.training.finetune.settings import EncoderLoraSettings, FinetuneSettings, blocks_of_mode
 from voxelfm_hf.training.finetune.step import TuningLoss
 from voxelfm_hf.training.launch import open_accelerator
 from voxelfm_hf.training.probe import fit_probes, make_probe, probe_logits
@@ -124,7 +124,7 @@ def test_training_moves_what_it_should(made):
 
 def test_lora_parameters_are_counted(made):
     result = finetuned(
-        made, "lora", settings=FinetuneSettings(epochs=1, lora=LoraSettings(rank=2, layers=["q_proj", "v_proj"]))
+        made, "lora", settings=FinetuneSettings(epochs=1, lora=EncoderLoraSettings(rank=2, layers=["q_proj", "v_proj"]))
     )
     width, layers = 24, 3
     assert result.trainable_parameters == layers * 2 * 2 * (width + width) + width + 1
@@ -418,7 +418,7 @@ def test_unknown_modes_are_refused():
     with pytest.raises(RecipeError, match="more blocks"):
         blocks_of_mode("last_7", 6)
     with pytest.raises(ValueError, match="lora.layers names query"):
-        LoraSettings(layers=["query"])
+        EncoderLoraSettings(layers=["query"])
 
 
 def test_bfloat16_trains(made):

@@ -16,11 +16,10 @@ ATTENTION_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj")
 LINEAR_LAYERS = (*ATTENTION_LAYERS, "up_proj", "down_proj", "gate_proj")
 # Beside them last_1, last_2, ...
 MODES = ("frozen", "lora", "full")
-_LAST = re.compile(r"last_([1-9]\d*)")
 
 
 @dataclass(frozen=True)
-class LoraSettings(Lora):
+class EncoderLoraSettings(Lora):
     """Adapters of the encoder.
 
     Attributes:
@@ -82,7 +81,7 @@ class FinetuneSettings:
     input_noise: float = 0.0
     gradient_checkpointing: bool = False
     mixed_precision: Literal["no", "bf16"] = "no"
-    lora: LoraSettings = field(default_factory=LoraSettings)
+    lora: EncoderLoraSettings = field(default_factory=EncoderLoraSettings)
 
     def __post_init__(self) -> None:
         for name in ("epochs", "micro_batch", "patience"):
@@ -119,12 +118,18 @@ def blocks_of_mode(mode: str, num_layers: int) -> int | None:
     """
     if mode in MODES:
         return {"frozen": 0, "lora": None, "full": num_layers + 1}[mode]
-    last = _LAST.fullmatch(mode)
+    last = last_blocks(mode)
     if last is None:
         raise RecipeError(f"there is no way of fine-tuning named {mode}: use frozen, lora, full or last_2, last_3, ...")
-    if int(last[1]) > num_layers:
+    if last > num_layers:
         raise RecipeError(f"{mode} names more blocks than the backbone has ({num_layers})")
-    return int(last[1])
+    return last
+
+
+def last_blocks(mode: str) -> int | None:
+    """K of the mode last_K, None for other words."""
+    last = re.fullmatch(r"last_([1-9]\d*)", mode)
+    return int(last[1]) if last else None
 
 
 @dataclass(frozen=True, eq=False)

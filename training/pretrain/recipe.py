@@ -75,7 +75,7 @@ class PretrainRunSettings(RunSettings):
 
 
 @dataclass(frozen=True)
-class ProbeSettings:
+class OnlineProbeSettings:
     """Probe of the teacher while the run goes, on a few labelled scans; off without `labels`.
 
     Args:
@@ -115,7 +115,7 @@ class PretrainRecipe:
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     run: PretrainRunSettings = field(default_factory=PretrainRunSettings)
-    probe: ProbeSettings = field(default_factory=ProbeSettings)
+    probe: OnlineProbeSettings = field(default_factory=OnlineProbeSettings)
 
     @property
     def sources(self) -> list[DataSource]:

@@ -70,7 +70,7 @@ class ReportModelSettings:
 
 
 @dataclass(frozen=True)
-class LoraSettings(Lora):
+class LanguageLoraSettings(Lora):
     """Adapters of the language model, trained in stage 2."""
 
     rank: int = 16
@@ -142,7 +142,7 @@ class ReportRecipe:
     model: ReportModelSettings
     output_dir: str
     seed: int = 0
-    lora: LoraSettings = field(default_factory=LoraSettings)
+    lora: LanguageLoraSettings = field(default_factory=LanguageLoraSettings)
     stage1: StageSettings = field(default_factory=StageSettings)
     stage2: StageSettings = field(default_factory=lambda: StageSettings(epochs=10, total_batch=16, learning_rate=2e-5))
     run: ReportRunSettings = field(default_factory=ReportRunSettings)
