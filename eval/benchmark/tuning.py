@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from voxelfm_hf.eval.benchmark.folder import slug
 from voxelfm_hf.eval.benchmark.recipe import BenchmarkRecipe, EncoderRecipe, TaskRecipe
 from voxelfm_hf.eval.datasets import BenchmarkData
 from voxelfm_hf.eval.probes.finetune import Tuner
@@ -50,7 +51,7 @@ class TunedEncoder:
             seed=seed,
             train=train,
             probe_settings=task.probe_settings,
-            folder=self.folder / task.title.replace("/", "_") / f"seed-{seed}-{len(train)}-rows",
+            folder=self.folder / slug(task.title) / f"seed-{seed}-{len(train)}-rows",
         )
         return tuned.probe, tuned.data, asdict(tuned.cost)
 
@@ -76,7 +77,7 @@ class TuningInputs:
         """The competitors that an encoder adds, by name."""
         if entry.kind != "voxelfm" or not self.recipe.fine_tuning:
             return {}
-        model, folder = entry.model or EMBEDDED, self.out / "tuning" / entry.title.replace("/", "_")
+        model, folder = entry.model or EMBEDDED, self.out / "tuning" / slug(entry.title)
         options = EmbedOptions(
             max_patches=self.recipe.max_patches,
             region_size=self.recipe.region_size,

@@ -9,6 +9,7 @@ from voxelfm_hf.eval.metrics.measure import Measure, mean_measure
 
 # Name of a metric of one class -> what a reader calls it, and whether higher is better.
 _OF_CLASSES = {"dice": ("Dice", True), "hd95": ("HD95 (mm)", False), "nsd": ("surface Dice", True)}
+METRICS = tuple(_OF_CLASSES)  # the overlap, then those of surfaces
 
 
 def measure(name: str) -> Measure | None:

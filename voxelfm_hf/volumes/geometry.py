@@ -9,6 +9,7 @@ import numpy as np
 
 SPACING_RANGE_MM = (0.02, 50.0)
 MAX_VOXELS = 1 << 30  # 512 x 512 x 4096: beyond any clinical scan, and 2 GiB as int16
+MAX_DEFLATE_RATIO = 1040  # deflate cannot expand a byte to more than 1032
 AIR_HU = -1024
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _LETTERS = (("R", "L"), ("A", "P"), ("I", "S"))  # negative, positive direction of LPS x, y, z

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from voxelfm_hf.volumes.errors import ScanError
-from voxelfm_hf.volumes.geometry import MAX_VOXELS
+from voxelfm_hf.volumes.geometry import MAX_DEFLATE_RATIO, MAX_VOXELS
 from voxelfm_hf.volumes.values import HounsfieldBuffer, check_hounsfield
 from voxelfm_hf.volumes.volume import Volume, assemble_volume
 
 _MAX_HEADER = 1 << 16
-_MAX_DEFLATE_RATIO = 1040
 _MAX_NUMBER = 1e7
 _SPACES = {
     "right-anterior-superior", "ras", "left-anterior-superior", "las", "left-posterior-superior", "lps",
@@ -131,7 +130,7 @@ def _check_claims(path: Path, claims: _Claims) -> None:
         regular, available = False, 0
     if not regular:
         raise ScanError(f"{path}: the voxel file that its header names is missing; keep both files together.")
-    possible = available * _MAX_DEFLATE_RATIO if claims.packed else available
+    possible = available * MAX_DEFLATE_RATIO if claims.packed else available
     if (claims.bounded or not claims.packed) and voxels * claims.voxel_bytes > possible:
         raise ScanError(f"{path}: the file is shorter than its header claims; copy or download it again.")
 

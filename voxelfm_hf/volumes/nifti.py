@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 
 from voxelfm_hf.volumes.errors import ScanError
-from voxelfm_hf.volumes.geometry import LPS_FROM_RAS, MAX_VOXELS, affine_problem, orientation_letters
+from voxelfm_hf.volumes.geometry import LPS_FROM_RAS, MAX_DEFLATE_RATIO, MAX_VOXELS, affine_problem, orientation_letters
 from voxelfm_hf.volumes.values import HounsfieldBuffer, check_hounsfield
 from voxelfm_hf.volumes.volume import Volume, assemble_volume
 
 _CHUNK = 1 << 20
-_MAX_DEFLATE_RATIO = 1040  # deflate cannot expand a byte to more than 1032
 _TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 _UNITS_MM = {1: 1000.0, 2: 1.0, 3: 0.001}
 
@@ -115,7 +114,7 @@ class _Stream:
 
     def could_hold(self, size: int) -> bool:
         """Whether this file can possibly deliver `size` bytes."""
-        return size <= (self.file_size * _MAX_DEFLATE_RATIO if self.gzipped else self.file_size)
+        return size <= (self.file_size * MAX_DEFLATE_RATIO if self.gzipped else self.file_size)
 
     def read_some(self, limit: int) -> bytes:
         """Between 1 and `limit` bytes, or b"" at the end."""
