@@ -16,6 +16,7 @@ from voxelfm_hf.eval.labels import LabelTable
 
 STRENGTHS = tuple(10.0**power for power in range(-3, 6))
 NEIGHBOURS = 5
+FOLDS = 5
 INNER_FOLDS = 3
 FEWEST_A_LEVEL = 5
 
@@ -111,17 +112,15 @@ def predict_fact(
     facts: Sequence[Acquisition],
     patients: np.ndarray,
     *,
-    folds: int = 5,
     seed: int = 0,
 ) -> Predicted:
-    """Tells a fact from features before and after the erasure of all facts.
+    """Tells a fact from features before and after the erasure of all facts, out of `FOLDS` folds of patients.
 
     Args:
         features: (n, C).
         fact: What is told.
         facts: What is erased.
         patients: (n,) groups that stay together.
-        folds: Of patients.
         seed: Of folds and halves.
     """
     from sklearn.model_selection import GroupKFold
@@ -131,7 +130,7 @@ def predict_fact(
     shape = (len(known),) if not fact.levels else (len(known), len(fact.levels))
     answers = {name: np.full(shape, np.nan) for name in ("before", "after", "after, neighbours")}
     rng = np.random.default_rng(seed)
-    splitter = GroupKFold(min(folds, len(np.unique(patients[known]))), shuffle=True, random_state=seed)
+    splitter = GroupKFold(min(FOLDS, len(np.unique(patients[known]))), shuffle=True, random_state=seed)
     for train, test in splitter.split(known, groups=patients[known]):
         names = rng.permutation(np.unique(patients[known[train]]))
         first = np.isin(patients[known[train]], names[: len(names) // 2])

@@ -13,6 +13,9 @@ from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMGeometry, VoxelF
 from voxelfm_hf.scan_list import Region
 from voxelfm_hf.volumes import Volume
 
+# Beyond a scan, in grids of fixed shape.
+OUTSIDE_HU = -1000.0
+
 
 @dataclass(frozen=True, eq=False)
 class Cube:
@@ -80,14 +83,7 @@ class Preparation:
         return Cube(values[0].numpy() * p.image_std + p.image_mean, geometry)
 
 
-def fixed_cube(
-    volume: Volume,
-    region: Region | None,
-    *,
-    shape: Sequence[int],
-    spacing_mm: Sequence[float],
-    outside_hu: float = -1000.0,
-) -> Cube:
+def fixed_cube(volume: Volume, region: Region | None, *, shape: Sequence[int], spacing_mm: Sequence[float]) -> Cube:
     """A grid of fixed shape and spacing round the centre of a scan; a region fills it with its own edge instead.
 
     Args:
@@ -95,10 +91,9 @@ def fixed_cube(
         region: A region, or None.
         shape: (D, H, W) voxels of the result.
         spacing_mm: (z, y, x) mm of a voxel, for whole scans.
-        outside_hu: Value beyond the scan.
 
     Returns:
-        Trilinearly sampled voxels; the geometry has one patch, the whole grid.
+        Trilinearly sampled voxels, air beyond the scan; the geometry has one patch, the whole grid.
     """
     size = np.array(shape, dtype=float)
     if region is None:
@@ -112,11 +107,11 @@ def fixed_cube(
         for start, stop, n, length in zip(starts, stops, size, volume.hu.shape, strict=True)
     ]
     z, y, x = torch.meshgrid(*axes, indexing="ij")
-    source = torch.from_numpy(volume.hu.astype(np.float32))[None, None] - outside_hu
+    source = torch.from_numpy(volume.hu.astype(np.float32))[None, None] - OUTSIDE_HU
     places = torch.stack([x, y, z], dim=-1)[None].float()
     values = torch.nn.functional.grid_sample(source, places, padding_mode="zeros", align_corners=False)
     geometry = VoxelFMGeometry((1, 1, 1), tuple(starts.tolist()), tuple(stops.tolist()), tuple(step.tolist()))
-    return Cube(values[0, 0].numpy() + outside_hu, geometry)
+    return Cube(values[0, 0].numpy() + OUTSIDE_HU, geometry)
 
 
 def one_patch(geometry: VoxelFMGeometry) -> VoxelFMGeometry:

@@ -33,6 +33,8 @@ ORGAN_OF = {
 SAID_AS = {"Medical material": "Pacemaker or catheter"}
 POOLER = ProbeSettings(epochs=25, batch_size=16, evaluate_every=1, patience=6)
 POOLER_WIDTH = 64
+# Training reports that may become the constant one.
+CANDIDATES = 200
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,14 +59,14 @@ def template_report(findings: Iterable[str]) -> str:
     return format_reduced(organs)
 
 
-def constant_report(train: Sequence[str], *, candidates: int = 200) -> str:
-    """The training report (one of the first `candidates`) that would score best if every scan got it."""
+def constant_report(train: Sequence[str]) -> str:
+    """The training report (one of the first `CANDIDATES`) that would score best if every scan got it."""
     labels = label_texts(train)
     common = labels.sum(0) > 0
     weights = np.ones(len(train))
     scores = [
         float(macro_f1(labels[:, common], np.broadcast_to(row, labels.shape)[:, common], weights=weights))
-        for row in labels[:candidates]
+        for row in labels[:CANDIDATES]
     ]
     return train[int(np.argmax(scores))]
 

@@ -284,6 +284,8 @@ def test_command_writes_one_table_and_one_figure(made, tmp_path):
     assert "| kernel | balanced_accuracy | 240 | 0.5 |" in (tmp_path / "out" / "confounds.md").read_text()
     with Image.open(tmp_path / "out" / "confounds.png") as picture:
         assert picture.width > 1000 and picture.height > 300
+    result = CliRunner().invoke(app, [*words, "--patient-column", "who"])
+    assert result.exit_code == 1 and "has no column who" in str(result.exception or result.output)
     result = CliRunner().invoke(app, [*words, "--dataset", "lidc", "--id-column", "file"])
     assert result.exit_code == 2 and "--id-column" in result.output
 

@@ -32,6 +32,9 @@ def confounds(
         list[str] | None, typer.Option(help="Column with 0 and 1, or numbers, of a task; may be repeated.")
     ] = None,
     id_column: IdColumn = None,
+    patient_column: Annotated[
+        str | None, typer.Option(help="Column that tells patients apart; by default patient_id or alike.")
+    ] = None,
     allow_missing: AllowMissing = False,
     replicates: Annotated[int, typer.Option(help="Bootstrap replicates of the intervals.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of folds, splits and probes.")] = 0,
@@ -67,6 +70,7 @@ def confounds(
         table,
         acquisition=columns,
         targets=target or [],
+        patient_column=patient_column,
         allow_missing=allow_missing,
         replicates=replicates,
         seed=seed,

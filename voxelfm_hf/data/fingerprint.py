@@ -71,13 +71,12 @@ def fingerprint_distances(one: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.sqrt(((a - b) ** 2).mean(-1) / np.maximum(spread, 1e-9))
 
 
-def near_duplicates(ids: list[str], fingerprints: np.ndarray, *, limit: float = NEAR_DUPLICATE) -> list[dict[str, Any]]:
+def near_duplicates(ids: list[str], fingerprints: np.ndarray) -> list[dict[str, Any]]:
     """Pairs of scans whose fingerprints hardly differ, closest first.
 
     Args:
         ids: names (n).
         fingerprints: (n, 512), as from `fingerprint`.
-        limit: largest `fingerprint_distances` of a pair.
 
     Returns:
         [{"id", "other", "distance"}].
@@ -94,10 +93,10 @@ def near_duplicates(ids: list[str], fingerprints: np.ndarray, *, limit: float = 
         spread = 0.5 * (power[block, None] + power[None])
         with np.errstate(invalid="ignore", divide="ignore"):
             squared = (2 * spread - 2 * inner) / spread
-        rows, columns = np.nonzero(squared < (limit + 0.01) ** 2)  # rounding of float32; made exact below
+        rows, columns = np.nonzero(squared < (NEAR_DUPLICATE + 0.01) ** 2)  # rounding of float32; made exact below
         for row, column in zip(rows + start, columns, strict=True):
             if column > row and power[row] > 1:
                 distance = float(fingerprint_distances(fingerprints[row].astype(float), fingerprints[column][None])[0])
-                if distance < limit:
+                if distance < NEAR_DUPLICATE:
                     found.append({"id": ids[row], "other": ids[column], "distance": round(distance, 4)})
     return sorted(found, key=lambda pair: pair["distance"])

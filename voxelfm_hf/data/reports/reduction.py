@@ -2,12 +2,12 @@
 
 A sentence is kept if it states something abnormal (a word of `ABNORMAL` that is not negated, history or a question),
 without its clauses that only deny or call normal. It goes to the organ it names first, or else that its words imply, or
-else that the heading or the sentence before was about. Nothing is rephrased. `report_target` takes another reduction
-in place of these rules, for instance one made with a language model.
+else that the heading or the sentence before was about. Nothing is rephrased. Another reduction, such as one made with a
+language model, is written in the same lines by `format_reduced`.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from voxelfm_hf.data.reports.negation import assertion, clauses
 from voxelfm_hf.data.reports.phrases import phrase_pattern
@@ -132,17 +132,9 @@ def format_reduced(reduced: Mapping[str, tuple[str, ...]]) -> str:
     return "\n".join(lines) or NO_ABNORMALITY
 
 
-def report_target(report: Report, *, reduce: Callable[[Report], Mapping[str, tuple[str, ...]]] = reduce_report) -> str:
-    """The text a generator learns to write for a report.
-
-    Args:
-        report: The report.
-        reduce: What reduces it to statements per organ; the rules of this file unless another is given.
-
-    Returns:
-        Lines by organ, or `NO_ABNORMALITY`.
-    """
-    return format_reduced(reduce(report))
+def report_target(report: Report) -> str:
+    """The text a generator learns to write for a report: lines by organ, or `NO_ABNORMALITY`."""
+    return format_reduced(reduce_report(report))
 
 
 def _abnormal_part(sentence: str) -> str:
