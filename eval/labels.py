@@ -274,13 +274,16 @@ def _arrow_table(source: str | Path | Any, id_column: str | None) -> tuple[pa.Ta
             return pa.parquet.read_table(path), path.name
         separator = "\t" if path.suffix.lower() == ".tsv" else ","
         parsing = pa.csv.ParseOptions(delimiter=separator, newlines_in_values=True)
-        with pa.csv.open_csv(path, parse_options=parsing) as reader:
+        with pa.input_stream(str(path)) as stream:
+            content = stream.read_buffer()
+        with pa.csv.open_csv(pa.BufferReader(content), parse_options=parsing) as reader:
             names = reader.schema.names
         naming = (_id_column(names, id_column), *(usual_column(names, u) for u in (PATIENT_COLUMNS, STUDY_COLUMNS)))
         converting = pa.csv.ConvertOptions(
             strings_can_be_null=True, column_types={column: pa.string() for column in naming if column}
         )
-        return pa.csv.read_csv(path, parse_options=parsing, convert_options=converting), path.name
+        table = pa.csv.read_csv(pa.BufferReader(content), parse_options=parsing, convert_options=converting)
+        return table, path.name
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         if "Empty CSV" in str(error):
             raise LabelError(f"{path} is empty: fill in one row a scan") from None

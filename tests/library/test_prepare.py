@@ -28,6 +28,7 @@ from voxelfm_hf.data.stream.opening import open_source
 from voxelfm_hf.data.write_scan import write_dicom_series, write_nifti
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMImageProcessor
 from voxelfm_hf.volumes import StoreError, Volume, read_volume
+from voxelfm_hf.volumes.errors import LabelError
 
 
 def body(seed: int, *, shape=(14, 34, 36), spacing=(2.5, 1.0, 0.9), noise: float = 20) -> Volume:
@@ -360,6 +361,19 @@ def test_a_list_of_paths_and_patients(scans, tmp_path, header):
     rows = rows_of(tmp_path / "out")
     code = [rows[str(file)]["patient"] for file in files]
     assert code[0] == code[2] and code[3] is None and len({code[0], code[1], code[4], None}) == 4
+
+
+def test_ids_of_a_list_are_as_they_are_written(scans, tmp_path):
+    files = sorted(scans.rglob("*.nii.gz"))
+    names = ["001", "1", "1e3", "1.50", "7"]
+    lines = [f"{file.relative_to(tmp_path)};{name}" for file, name in zip(files, names, strict=True)]
+    (tmp_path / "list.csv").write_text("\n".join(["path;id", *lines]))
+    quick(tmp_path / "list.csv", tmp_path / "out")
+    assert set(rows_of(tmp_path / "out")) == set(names)
+    assert quick(tmp_path / "list.csv", tmp_path / "out").new == 0
+    (tmp_path / "list.csv").write_text("path,id\n")
+    with pytest.raises(LabelError, match="has no rows"):
+        quick(tmp_path / "list.csv", tmp_path / "other")
 
 
 def test_folders_and_lists_together(scans, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from voxelfm_hf.csv_rows import csv_rows
 from voxelfm_hf.data.rows import ColumnMap
 from voxelfm_hf.data.shards import shard_files
 from voxelfm_hf.data.skips import SkipLog
@@ -21,6 +22,7 @@ def open_source(source: StreamSource, skips: SkipLog) -> OpenSource:
 
     Raises:
         StoreError: it does not exist, cannot be reached or holds nothing.
+        LabelError: it is a CSV that cannot be read (see `csv_rows`).
         RecipeError: its column map does not fit.
     """
     name = source.name or _name_of(source.data)
@@ -128,22 +130,16 @@ def _table_of_text(file: str, source: StreamSource) -> Any:
     """A CSV, TSV or JSON lines file as a table; relative paths in it start at its folder."""
     import datasets
     import pyarrow as pa
-    import pyarrow.csv
     import pyarrow.json
 
-    try:
-        if _extension(file) in (".csv", ".tsv"):
-            options = pyarrow.csv.ParseOptions(delimiter="\t" if _extension(file) == ".tsv" else ",")
-            with pyarrow.csv.open_csv(file, parse_options=options) as reader:
-                header = reader.schema.names
-            # As numbers, patients 007 and 7 would be one.
-            patient = ColumnMap.resolve(source.columns, header).patient
-            as_text = pyarrow.csv.ConvertOptions(column_types={patient: pa.string()} if patient else {})
-            table = pyarrow.csv.read_csv(file, parse_options=options, convert_options=as_text)
-        else:
+    if _extension(file) in (".csv", ".tsv"):
+        # All as text: as numbers, 007 and 7 would be one scan, or one patient.
+        table = pa.Table.from_pylist([row for _, row in csv_rows(file)])
+    else:
+        try:
             table = pyarrow.json.read_json(file)
-    except (OSError, pa.ArrowException) as error:
-        raise StoreError(f"{file}: it cannot be read as a table ({str(error).splitlines()[0]}).") from None
+        except (OSError, pa.ArrowException) as error:
+            raise StoreError(f"{file}: it cannot be read as a table ({str(error).splitlines()[0]}).") from None
     columns = ColumnMap.resolve(source.columns, table.column_names)
     if pa.types.is_string(table.schema.field(columns.volume).type):
         folder = os.path.dirname(os.path.abspath(file))
