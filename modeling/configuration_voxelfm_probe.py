@@ -3,18 +3,14 @@
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .probe_tasks_voxelfm import PROBE_TASKS, ProbeTask
+
 PROBE_AUTO_MAP = {
     "AutoConfig": "configuration_voxelfm_probe.VoxelFMProbeConfig",
     "AutoModel": "modeling_voxelfm_probe.VoxelFMProbe",
 }
 
-HEADS_OF_TASK = {
-    "classification": ("linear", "mlp", "pooler", "knn"),
-    "regression": ("linear", "mlp", "pooler"),
-    "survival": ("linear", "mlp", "pooler"),
-    "localization": ("position",),
-    "segmentation": ("subpatch", "decoder"),
-}
+HEADS_OF_TASK = {name: family.heads for name, family in PROBE_TASKS.items()}
 # They read the patch grid rather than the CLS vector.
 PATCH_HEADS = ("pooler", "position", "subpatch", "decoder")
 DEFAULT_HIDDEN_SIZE = {"linear": 0, "mlp": 1024, "pooler": 256, "position": 128, "decoder": 64, "subpatch": 128}
@@ -128,11 +124,14 @@ class VoxelFMProbeConfig(PreTrainedConfig):
         return len(self.id2label or {})
 
     @property
+    def family(self) -> ProbeTask:
+        """What the task means for this probe: its loss, its answers, how it is fitted."""
+        return PROBE_TASKS[self.task](self)
+
+    @property
     def num_outputs(self) -> int:
         """Numbers the head gives a scan (a voxel for segmentation)."""
-        if self.task == "survival":
-            return 1
-        return 3 * self.num_points if self.task == "localization" else self.num_classes
+        return self.family.num_outputs
 
     @property
     def uses_patches(self) -> bool:

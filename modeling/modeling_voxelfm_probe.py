@@ -11,7 +11,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_voxelfm_probe import VoxelFMProbeConfig
 from .probe_heads_voxelfm import HEADS, ProbeAttentionPooler, ProbeMLP, ProbeNeighbours
-from .probe_losses_voxelfm import loss_of
+from .probe_tasks_voxelfm import VoxelFMProbePrediction
 
 
 @dataclass
@@ -20,21 +20,6 @@ class VoxelFMProbeOutput(ModelOutput):
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
-
-
-@dataclass
-class VoxelFMProbePrediction(ModelOutput):
-    """Answers in natural units.
-
-    `predictions`: probabilities (B, L) or (B, K), targets in their unit (B, L), log risks (B, 1), points (B, P, 3) from
-    0 to 1 along z, y, x, or class probabilities (B, K, D, H, W). `low` and `high`: the prediction interval of a
-    regression. `positive` (B, L): whether the probability reaches the label's threshold.
-    """
-
-    predictions: torch.Tensor | None = None
-    low: torch.Tensor | None = None
-    high: torch.Tensor | None = None
-    positive: torch.Tensor | None = None
 
 
 class VoxelFMProbe(PreTrainedModel):
@@ -130,7 +115,7 @@ class VoxelFMProbe(PreTrainedModel):
             shape = "(B, d, h, w, C)" if config.uses_patches else "(B, C)"
             raise ValueError(f"{name} must be {shape} with C {config.feature_size}, got {tuple(features.shape)}")
         features = (features.to(self.feature_mean.dtype) - self.feature_mean) / self.feature_scale
-        if config.task == "segmentation":
+        if config.family.is_map:
             if size is None and labels is not None:
                 depth, height, width = labels.shape[1:]
                 size = (depth, height, width)
@@ -143,19 +128,9 @@ class VoxelFMProbe(PreTrainedModel):
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The loss of the task over the known labels; shapes as in `forward`."""
-        config = self.config
-        if config.task == "segmentation":
-            logits = logits.movedim(1, -1).reshape(-1, config.num_classes)
-        if config.task == "segmentation" or config.is_single_label:
-            targets = labels.reshape(-1, 1)
-        elif config.task == "survival":
-            targets = labels.to(logits.dtype)
-        else:
-            targets = labels.to(logits.dtype).reshape(logits.shape)
-        if config.task == "regression":
-            mean, scale = self._target_scale(logits)
-            targets = (targets - mean) / scale
-        return loss_of(config)(logits[None], targets[None], logits.new_ones((1, len(logits))))[0].to(logits.dtype)
+        family = self.config.family
+        outputs, targets = family.loss_rows(logits, labels)
+        return family.loss(outputs[None], targets[None], outputs.new_ones((1, len(outputs))))[0].to(logits.dtype)
 
     @torch.no_grad()
     def predict(
@@ -171,26 +146,7 @@ class VoxelFMProbe(PreTrainedModel):
     @torch.no_grad()
     def answers(self, logits: torch.Tensor) -> VoxelFMProbePrediction:
         """What raw outputs of the head mean in natural units; see `predict`."""
-        config = self.config
-        if config.task == "classification":
-            temperature = logits.new_tensor(config.temperature or [1.0])
-            if config.is_single_label:
-                return VoxelFMProbePrediction(predictions=(logits / temperature[0]).softmax(-1))
-            chance = (logits / temperature).sigmoid()
-            threshold = logits.new_tensor(config.threshold or [0.5])
-            return VoxelFMProbePrediction(predictions=chance, positive=chance >= threshold)
-        if config.task == "regression":
-            mean, scale = self._target_scale(logits)
-            values = logits * scale + mean
-            if config.interval_half_width is None:
-                return VoxelFMProbePrediction(predictions=values)
-            margin = values.new_tensor(config.interval_half_width)
-            return VoxelFMProbePrediction(predictions=values, low=values - margin, high=values + margin)
-        if config.task == "localization":
-            return VoxelFMProbePrediction(predictions=logits.unflatten(1, (config.num_points, 3)))
-        if config.task == "segmentation":
-            return VoxelFMProbePrediction(predictions=logits.softmax(1))
-        return VoxelFMProbePrediction(predictions=logits)
+        return self.config.family.answers(logits)
 
     def survival(self, risks: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
         """Chance of no event until each time: (B, 1) log risks and (T,) times -> (B, T); NaN beyond the follow-up."""
@@ -211,10 +167,6 @@ class VoxelFMProbe(PreTrainedModel):
                 f"the probe was fitted on features of {base} with weights {expected[:12]}, these come from weights "
                 f"{str(base_model_hash)[:12]}: embed the scans with that model"
             )
-
-    def _target_scale(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        mean, scale = self.config.target_mean or [0.0], self.config.target_scale or [1.0]
-        return logits.new_tensor(mean), logits.new_tensor(scale)
 
 
 __all__ = ["VoxelFMProbe", "VoxelFMProbeOutput", "VoxelFMProbePrediction"]

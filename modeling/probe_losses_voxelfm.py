@@ -5,8 +5,6 @@ may differ between outputs, (F, n, o), in all losses but Cox's. Each function re
 of their sum is the gradient of every fit by itself.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 
@@ -105,18 +103,6 @@ def cox_loss(outputs: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
 
 # Bounds of the second derivative of each loss in its output, for heads that are linear.
 CURVATURES = {binary_loss: 0.25, class_loss: 0.5, squared_loss: 2.0, cox_loss: 1.0}
-_OF_TASK = {
-    "classification": binary_loss,
-    "regression": squared_loss,
-    "survival": cox_loss,
-    "localization": point_loss,
-    "segmentation": class_loss,
-}
-
-
-def loss_of(config) -> Callable[..., torch.Tensor]:
-    """The loss of a probe's task; of exclusive classes that of one class a row."""
-    return class_loss if config.is_single_label else _OF_TASK[config.task]
 
 
 def _weighted_mean(losses: torch.Tensor, known: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -70,19 +70,14 @@ class CTClassificationPipeline(Pipeline):
         config: Any = self.model.probe.config  # type: ignore[union-attr]
         values = model_outputs.predictions[0].float().tolist()
         answers = [{"label": config.id2label[number]} for number in range(config.num_outputs)]
-        if config.task == "classification":
-            _add(answers, "score", values)
-            _add(answers, "positive", None if model_outputs.positive is None else model_outputs.positive[0].tolist())
-            return sorted(answers, key=lambda answer: -answer["score"])
-        if config.task == "survival":
-            _add(answers, "log_risk", values)
-            return answers
-        _add(answers, "value", values)
-        _add(answers, "unit", config.target_unit)
-        for name in ("low", "high"):
-            limits = getattr(model_outputs, name)
-            _add(answers, name, None if limits is None else limits[0].tolist())
-        return answers
+        kind = config.family.value_name
+        _add(answers, kind, values)
+        if kind == "value":
+            _add(answers, "unit", config.target_unit)
+        for name in ("positive", "low", "high"):
+            found = model_outputs.get(name)
+            _add(answers, name, None if found is None else found[0].tolist())
+        return sorted(answers, key=lambda answer: -answer["score"]) if kind == "score" else answers
 
 
 def _add(answers: list[dict[str, Any]], name: str, values: list | None) -> None:

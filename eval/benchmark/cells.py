@@ -17,7 +17,7 @@ from voxelfm_hf.eval.datasets import BenchmarkData
 from voxelfm_hf.eval.labels import LabelTable
 from voxelfm_hf.eval.splits import training_subset
 from voxelfm_hf.eval.tasks.data import TaskData
-from voxelfm_hf.eval.tasks.grid import FAMILIES, GridFit, fit_grid
+from voxelfm_hf.eval.tasks.grid import GridFit, fit_grid, has_grid
 from voxelfm_hf.eval.tasks.kept import row_names
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.store import FeatureStore
@@ -108,12 +108,12 @@ def _fitted(
         for row, label_map in zip(test, predictions, strict=True):
             save_map(data.ids[row], label_map)
     parts = task.module.columns(predictions, data, test, probe=probe, **task.evaluate)
-    return [{**part, **cost, **_labelled(data, number, train)} for number, part in enumerate(parts)]
+    return [{**part, **cost, **_labelled(task, data, number, train)} for number, part in enumerate(parts)]
 
 
-def _labelled(data: TaskData, number: int, train: np.ndarray) -> dict[str, int]:
+def _labelled(task: TaskRecipe, data: TaskData, number: int, train: np.ndarray) -> dict[str, int]:
     """How many training rows have a label of one target, for tasks with a label of each."""
-    if data.task not in FAMILIES:
+    if not has_grid(task.module):
         return {}
     return {"train_rows": int(np.isfinite(data.column(number)[train, 0]).sum())}
 

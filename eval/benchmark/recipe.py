@@ -113,7 +113,7 @@ class TaskRecipe:
     @property
     def is_grid(self) -> bool:
         """Whether its fits can run side by side, and so get all label fractions."""
-        return self.task in grid.FAMILIES and self.probe_head in grid.HEADS and not self.read.get("exclusive")
+        return grid.has_grid(self.module) and self.probe_head in grid.HEADS and not self.read.get("exclusive")
 
     @property
     def probe_settings(self) -> ProbeSettings | None:

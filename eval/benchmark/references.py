@@ -58,12 +58,7 @@ def _answers(data: TaskData, task: TaskRecipe, labels: LabelTable) -> np.ndarray
         position = {identifier: row for row, identifier in enumerate(labels.ids)}
         columns = np.stack([number_target(labels, name) for name in task.ceiling], axis=1)
         return np.nan_to_num(columns[[position[identifier] for identifier in data.ids]])
-    targets = data.targets[:, :1] if data.task == "survival" else data.targets
-    if data.options.get("exclusive"):
-        targets = (targets == np.arange(len(data.names))).astype(float)
-    if data.task == "retrieval":
-        targets = 2 * targets - 1  # cosine 1 within a class and -1 across
-    return np.nan_to_num(targets)
+    return np.nan_to_num(task.module.ceiling(data).astype(float))
 
 
 def _width(data: TaskData) -> int:

@@ -70,7 +70,7 @@ def write_probe_card(
     headlines = [row for row in rows if row["metric"] in module.HEADLINES]
     base = str(config.base_model_name_or_path or "an unnamed backbone")
     on_hub = "/" in base
-    targets = ", ".join(_names(config)) if data.task == "classification" else ", ".join(data.names)
+    targets = ", ".join(data.names)
     counts = {split: module.counts(data, data.rows(split)) for split in ("train", "val", "test")}
     return probe_card(
         task=data.task,
@@ -167,7 +167,7 @@ def _evaluation(facts: ProbeFacts, tuning: Mapping[str, Any], data: TaskData) ->
 
 
 def _features(config: Any) -> str:
-    if config.task == "segmentation":
+    if config.family.is_map:
         return "patches=patches, size=(depth, height, width)"
     return "patches=patches" if config.uses_patches else "cls=cls"
 
@@ -209,7 +209,7 @@ def _tuning_settings(config: Any, tuning: Mapping[str, Any]) -> dict[str, Any]:
         settings = {name: value for name, value in settings.items() if name not in ("learning_rate", "layer_decay")}
         adapters["layers"] = ", ".join(adapters["layers"])
         settings |= {f"lora_{name}": value for name, value in adapters.items()}
-    if config.task == "survival":
+    if config.family.risk_sets:
         settings["batch_size"] = None
     if settings["noise"] is None:
         settings["noise"] = DEFAULT_SETTINGS[config.head].noise

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from voxelfm_hf.eval.probes.apply import Answer, ProbeReader
+from voxelfm_hf.eval.probes.apply import ProbeReader
 from voxelfm_hf.eval.result_files import write_csv
+from voxelfm_hf.eval.tasks.answer import Answer
 from voxelfm_hf.failures import write_failures
 from voxelfm_hf.features import BatchSummary, Task, failure_reason
 from voxelfm_hf.features.identity import input_hash, is_other, other_input

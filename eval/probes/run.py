@@ -69,7 +69,7 @@ def score_predictions(
         rows: Which rows.
         **options: Of the task's `evaluate`.
     """
-    if data.task == "classification" and probe.config.threshold is not None:
+    if probe.config.threshold is not None:
         options.setdefault("thresholds", probe.config.threshold)
     reports: dict[str, dict] = load_task(data.task).evaluate(predictions, data, rows, **options)
     probe.config.metrics = {

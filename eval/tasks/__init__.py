@@ -8,6 +8,11 @@ For probes and the benchmark:
     predict(probe, data, rows) -> predictions           in natural units
     evaluate(predictions, data, rows) -> reports        metrics with intervals and subgroups, by target
 
+Where something is fitted:
+
+    why_unfit(targets) -> str                           why nothing can be fitted on some training targets
+    answer(probe, EncodedScan) -> Answer                what a probe says about one scan, in words and units
+
 For the card of a probe (`voxelfm_hf.eval.probes.card`):
 
     ANSWER, HEADLINES                                   what a probe gives, in words; the metrics of its header
@@ -19,13 +24,16 @@ For the benchmark (`voxelfm_hf.eval.benchmark`), whose prediction files are writ
     judge(tables, options) -> Judged                    kept predictions with their measures
     main_metric(options) -> str                         the metric that is tested, tabulated and drawn
     HAS_MACRO                                           whether a mean over targets means something
+    ceiling(data) -> (n, k)                             features that know the answer, where a row of numbers can
+    settle(fit, logits, held_logits, held_labels)       values and threshold of one of many fits side by side, and
+    target_columns(data, number, rows, predictions)     their columns, where outputs are fitted each by itself
 
-Heads of a task are listed in `modeling/configuration_voxelfm_probe.py`, its loss is in
-`modeling/probe_losses_voxelfm.py`; how a head is fitted by default is in `training/probe/settings.py`. Figures that
-only one task has are in `eval/probes/plots.py`, `eval/benchmark/figures.py` and `pictures.py`; none is needed.
+What travels with the weights of a probe is a class in `modeling/probe_tasks_voxelfm.py`: heads, labels, loss, answers
+of the head. Figures that only one task has are in `eval/probes/plots.py`, `eval/benchmark/figures.py` and
+`pictures.py`; none is needed.
 """
 
 from voxelfm_hf.eval.named_modules import NamedModules
 
-_TASKS = NamedModules(__name__, "task", helpers=("data", "fitting", "grid", "kept", "neighbours"))
+_TASKS = NamedModules(__name__, "task", helpers=("answer", "data", "fitting", "grid", "kept", "neighbours"))
 task_names, load_task = _TASKS.names, _TASKS.load

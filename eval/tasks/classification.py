@@ -11,8 +11,9 @@ from voxelfm_hf.eval.labels import LabelTable, binary_target, class_target
 from voxelfm_hf.eval.metrics import binary, multiclass
 from voxelfm_hf.eval.metrics.measure import MACRO
 from voxelfm_hf.eval.metrics.scoring import metric_report
+from voxelfm_hf.eval.tasks.answer import Answer, EncodedScan, by_name
 from voxelfm_hf.eval.tasks.data import TaskData, open_data
-from voxelfm_hf.eval.tasks.fitting import FitOptions, fit_columns, probe_outputs
+from voxelfm_hf.eval.tasks.fitting import FitOptions, fit_columns, probe_outputs, too_few
 from voxelfm_hf.eval.tasks.kept import (
     Judged,
     Tables,
@@ -27,6 +28,7 @@ from voxelfm_hf.eval.tasks.neighbours import fit_neighbours
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.store import FeatureStore
 from voxelfm_hf.training.probe.calibration import choose_threshold, fit_temperature
+from voxelfm_hf.training.probe.settings import FittedProbe
 from voxelfm_hf.volumes.errors import LabelError
 
 ANSWER = "calibrated probabilities, in the order of `probe.config.id2label`"
@@ -64,6 +66,17 @@ def read(
         return replace(data, targets=numbers[:, None], names=names, options=chosen)
     findings = np.stack([binary_target(labels, target) for target in targets], axis=1)
     return replace(data, targets=findings, names=list(targets), options={**data.options, "exclusive": False})
+
+
+def why_unfit(targets: np.ndarray) -> str:
+    """Why no probe can be fitted on training targets (n, k); empty if one can."""
+    for column in np.hsplit(targets, targets.shape[1]):
+        known = column[np.isfinite(column)]
+        if reason := too_few(known):
+            return reason
+        if len(np.unique(known)) < 2:
+            return f"all {len(known)} training labels are {known[0]:g}: a classifier needs both classes"
+    return ""
 
 
 def fit(data: TaskData, **options: Unpack[FitOptions]) -> VoxelFMProbe:
@@ -110,6 +123,27 @@ def predict(probe: VoxelFMProbe, data: TaskData, rows: np.ndarray, *, device: st
     return (
         (logits / temperature[0]).softmax(-1) if probe.config.is_single_label else (logits / temperature).sigmoid()
     ).numpy()
+
+
+def settle(
+    fit: FittedProbe, logits: np.ndarray, held_logits: np.ndarray, held_labels: np.ndarray
+) -> tuple[np.ndarray, float | None]:
+    """Calibrated probabilities and threshold of one finding, as `calibrate` and `predict` have them.
+
+    Args:
+        fit: Of one output.
+        logits: (rows,) to be turned into probabilities.
+        held_logits: (m,) of labelled validation rows.
+        held_labels: (m,) their labels.
+    """
+    temperature = fit_temperature(held_logits, held_labels)
+    return _sigmoid(logits / temperature), choose_threshold(held_labels, _sigmoid(held_logits / temperature))
+
+
+def answer(probe: VoxelFMProbe, scan: EncodedScan) -> Answer:
+    """Calibrated probability of each finding or class, and which findings reach their threshold."""
+    found = probe.predict(cls=scan.cls, patches=scan.patches)
+    return Answer(values=by_name(probe, found.predictions), positive=by_name(probe, found.positive))
 
 
 def evaluate(
@@ -198,6 +232,15 @@ def judge(tables: Tables, options: Mapping[str, Any]) -> Judged:
 def main_metric(options: Mapping[str, Any]) -> str:
     """AUROC, or its mean over exclusive classes."""
     return "macro_auroc" if options.get("exclusive") else "auroc"
+
+
+def ceiling(data: TaskData) -> np.ndarray:
+    """(n, k) features that know the answer."""
+    return data.targets == np.arange(len(data.names)) if data.options["exclusive"] else data.targets
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-np.clip(logits, -700, 700)))
 
 
 def _macro(reports: dict[str, dict]) -> dict:

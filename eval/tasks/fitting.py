@@ -6,6 +6,7 @@ from typing import Any, TypedDict
 import numpy as np
 import torch
 
+from voxelfm_hf.eval.tasks import load_task
 from voxelfm_hf.eval.tasks.data import TaskData
 from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
@@ -100,10 +101,9 @@ def fit_columns(
         known, held = train, validation
         if data.maps is None:
             known, held = train[_labelled(column[train])], validation[_labelled(column[validation])]
-        parts = _parts(column[known], data.task) if data.maps is None else [known[:, None]]
-        reasons = [reason for reason in (why_unfit(part, data.task) for part in parts) if reason]
-        if reasons:
-            raise LabelError(f"{title}: {reasons[0]}")
+        reason = load_task(data.task).why_unfit(known if data.maps is not None else column[known])
+        if reason:
+            raise LabelError(f"{title}: {reason}")
         jobs.append(ProbeJob(title, column, known, held, seed, data.annotated))
     fits = fit_probes(features, jobs, single, settings=settings, device=device)
     probe = make_probe(whole, fits, features)
@@ -158,23 +158,9 @@ def check_features(probe: VoxelFMProbe, data: TaskData) -> None:
         raise ModelError(str(error)) from None
 
 
-def why_unfit(targets: np.ndarray, task: str) -> str:
-    """Why no probe can be fitted on the labelled training targets (n, k) of one output; empty if one can."""
-    if len(targets) < 2:
-        return f"{len(targets)} labelled training scans: a probe needs at least two"
-    if task == "classification" and len(np.unique(targets)) < 2:
-        return f"all {len(targets)} training labels are {targets[0, 0]:g}: a classifier needs both classes"
-    if task == "survival" and not (targets[:, 1] == 1).any():
-        return f"no event among {len(targets)} training scans"
-    return ""
-
-
-def _parts(targets: np.ndarray, task: str) -> list[np.ndarray]:
-    """The labelled targets of each finding; those of other tasks as they are."""
-    if task != "classification":
-        return [targets]
-    columns = np.hsplit(targets, targets.shape[1])
-    return [column[np.isfinite(column[:, 0])] for column in columns]
+def too_few(targets: np.ndarray) -> str:
+    """Why so few labelled training targets are not enough for any probe; empty if they are enough."""
+    return f"{len(targets)} labelled training scans: a probe needs at least two" if len(targets) < 2 else ""
 
 
 def _labelled(column: np.ndarray) -> np.ndarray:

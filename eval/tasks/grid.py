@@ -2,19 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 
 from voxelfm_hf.eval.splits import training_subset
+from voxelfm_hf.eval.tasks import load_task
 from voxelfm_hf.eval.tasks.data import TaskData
-from voxelfm_hf.eval.tasks.fitting import probe_config, why_unfit
+from voxelfm_hf.eval.tasks.fitting import probe_config
 from voxelfm_hf.training.probe import fit_probes, probe_logits
-from voxelfm_hf.training.probe.calibration import choose_threshold, fit_temperature
 from voxelfm_hf.training.probe.data import ProbeJob
 from voxelfm_hf.training.probe.settings import ProbeSettings
 
-# Tasks and heads of which many fits run side by side.
-FAMILIES = ("classification", "regression", "survival")
+# Heads of which many fits run side by side.
 HEADS = ("linear", "mlp")
 
 
@@ -43,6 +43,11 @@ class GridFit:
     note: str = ""
 
 
+def has_grid(module: ModuleType) -> bool:
+    """Whether a task's fits can run side by side: outputs that are fitted each by itself."""
+    return hasattr(module, "settle")
+
+
 def fit_grid(
     data: TaskData,
     *,
@@ -69,7 +74,8 @@ def fit_grid(
     Returns:
         One entry for each target, fraction and seed, targets fastest.
     """
-    if data.task not in FAMILIES or data.options.get("exclusive"):
+    module = load_task(data.task)
+    if not has_grid(module) or data.options.get("exclusive"):
         raise ValueError(f"a grid is of findings, regression or survival, not of {data.task}")
     train, validation, test = (data.rows(split) for split in ("train", "val", "test"))
     features = data.features.standardised(train)
@@ -82,7 +88,7 @@ def fit_grid(
                 column = data.column(number)
                 labelled = np.isfinite(column).all(axis=1)
                 rows = subset[labelled[subset]]
-                note = why_unfit(column[rows], data.task)
+                note = module.why_unfit(column[rows])
                 if not note:
                     held = validation[labelled[validation]]
                     jobs.append(ProbeJob(f"{name}/{fraction:g}/{seed}", column, rows, held, seed))
@@ -99,18 +105,7 @@ def fit_grid(
             grid.append(GridFit(name, fraction, seed, len(rows), tested, np.full(len(tested), np.nan), None, note))
             continue
         fit, logits = next(fitted), next(outputs)[:, 0].astype(float)
-        threshold = None
-        values = logits[place[tested]]
-        if data.task == "classification":
-            held = validation[np.isfinite(column[validation, 0])]
-            temperature = fit_temperature(logits[place[held]], column[held, 0])
-            threshold = choose_threshold(column[held, 0], _sigmoid(logits[place[held]] / temperature))
-            values = _sigmoid(values / temperature)
-        elif data.task == "regression":
-            values = values * np.array(fit.target_scale) + np.array(fit.target_mean)
+        held = validation[np.isfinite(column[validation]).all(axis=1)]
+        values, threshold = module.settle(fit, logits[place[tested]], logits[place[held]], column[held, 0])
         grid.append(GridFit(name, fraction, seed, len(rows), tested, values, threshold))
     return grid
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-np.clip(logits, -700, 700)))

@@ -11,8 +11,9 @@ import torch
 from voxelfm_hf.eval.labels import LabelTable, point_target
 from voxelfm_hf.eval.metrics import localization
 from voxelfm_hf.eval.metrics.scoring import per_row_report
+from voxelfm_hf.eval.tasks.answer import Answer, EncodedScan
 from voxelfm_hf.eval.tasks.data import TaskData, open_data
-from voxelfm_hf.eval.tasks.fitting import FitOptions, fit_columns, probe_outputs
+from voxelfm_hf.eval.tasks.fitting import FitOptions, fit_columns, probe_outputs, too_few
 from voxelfm_hf.eval.tasks.kept import Judged, Tables, judge_row_values, lists, row_names
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.modeling.probe_heads_voxelfm import pooled_grid
@@ -78,6 +79,11 @@ def read(
     )
 
 
+def why_unfit(targets: np.ndarray) -> str:
+    """Why no probe can be fitted on training points (n, 3 points); empty if one can."""
+    return too_few(targets)
+
+
 def fit(data: TaskData, **options: Unpack[FitOptions]) -> VoxelFMProbe:
     """A position regressor on patch centres.
 
@@ -93,6 +99,13 @@ def predict(probe: VoxelFMProbe, data: TaskData, rows: np.ndarray, *, device: st
     """Points (rows, points, 3) in LPS millimetres (x, y, z)."""
     outputs = probe_outputs(probe, data, rows, device=device).numpy().reshape(len(rows), -1, 3)
     return np.array([to_lps(o, data.affines[r], data.grids[r]) for o, r in zip(outputs, rows, strict=True)])
+
+
+def answer(probe: VoxelFMProbe, scan: EncodedScan) -> Answer:
+    """The points in LPS millimetres."""
+    patches = pooled_grid(scan.patches[0], probe.config.max_positions)[None]
+    points: Any = probe.predict(patches=patches).predictions
+    return Answer(points_lps=to_lps(points[0].cpu().numpy(), scan.patch_affine, np.array(scan.patches.shape[1:4])))
 
 
 def evaluate(

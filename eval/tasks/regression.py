@@ -9,12 +9,14 @@ import numpy as np
 from voxelfm_hf.eval.labels import LabelTable, number_target
 from voxelfm_hf.eval.metrics import continuous
 from voxelfm_hf.eval.metrics.scoring import metric_report
+from voxelfm_hf.eval.tasks.answer import Answer, EncodedScan, by_name, units_by_name
 from voxelfm_hf.eval.tasks.data import TaskData, open_data
-from voxelfm_hf.eval.tasks.fitting import FitOptions, fit_columns, probe_outputs
+from voxelfm_hf.eval.tasks.fitting import FitOptions, fit_columns, probe_outputs, too_few
 from voxelfm_hf.eval.tasks.kept import Judged, Tables, kept_column, kept_predictions, number_columns, over_seeds
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.store import FeatureStore
 from voxelfm_hf.training.probe.calibration import interval_half_width
+from voxelfm_hf.training.probe.settings import FittedProbe
 
 ANSWER = "the targets in their units, `low` and `high` the prediction interval"
 HEADLINES = ("mae",)
@@ -45,6 +47,11 @@ def read(
     data, labels = open_data(store, labels, task="regression", head=head, **options)
     values = np.stack([number_target(labels, target) for target in targets], axis=1)
     return replace(data, targets=values, names=list(targets), options={**data.options, "units": units})
+
+
+def why_unfit(targets: np.ndarray) -> str:
+    """Why no probe can be fitted on training targets (n, k); empty if one can."""
+    return too_few(targets)
 
 
 def fit(data: TaskData, **options: Unpack[FitOptions]) -> VoxelFMProbe:
@@ -86,6 +93,21 @@ def predict(probe: VoxelFMProbe, data: TaskData, rows: np.ndarray, *, device: st
     """Predictions (rows, targets) in the unit of the targets."""
     outputs = probe_outputs(probe, data, rows, device=device).numpy()
     return outputs * np.array(probe.config.target_scale) + np.array(probe.config.target_mean)
+
+
+def settle(
+    fit: FittedProbe, logits: np.ndarray, held_logits: np.ndarray, held_labels: np.ndarray
+) -> tuple[np.ndarray, float | None]:
+    """Values in the unit of the target, without a threshold; arguments as in `classification.settle`."""
+    return logits * np.array(fit.target_scale) + np.array(fit.target_mean), None
+
+
+def answer(probe: VoxelFMProbe, scan: EncodedScan) -> Answer:
+    """Each target in its unit, with its prediction interval."""
+    found = probe.predict(cls=scan.cls, patches=scan.patches)
+    low, high = by_name(probe, found.low), by_name(probe, found.high)
+    intervals = {name: (low[name], high[name]) for name in low}
+    return Answer(values=by_name(probe, found.predictions), intervals=intervals, units=units_by_name(probe))
 
 
 def evaluate(
@@ -136,3 +158,8 @@ def judge(tables: Tables, options: Mapping[str, Any]) -> Judged:
 def main_metric(options: Mapping[str, Any]) -> str:
     """The share of the variance that is explained."""
     return "r2"
+
+
+def ceiling(data: TaskData) -> np.ndarray:
+    """(n, k) features that know the answer."""
+    return data.targets

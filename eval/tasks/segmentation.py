@@ -13,8 +13,9 @@ from voxelfm_hf.eval.metrics.catalogue import find_measure
 from voxelfm_hf.eval.metrics.measure import MACRO
 from voxelfm_hf.eval.metrics.scoring import per_row_report
 from voxelfm_hf.eval.metrics.segmentation import segmentation_scores
+from voxelfm_hf.eval.tasks.answer import Answer, EncodedScan
 from voxelfm_hf.eval.tasks.data import TaskData, open_data
-from voxelfm_hf.eval.tasks.fitting import FitOptions, check_features, fit_columns
+from voxelfm_hf.eval.tasks.fitting import FitOptions, check_features, fit_columns, too_few
 from voxelfm_hf.eval.tasks.kept import Judged, Tables, judge_row_values, row_names
 from voxelfm_hf.features.tiles import tile_places, tile_weights
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
@@ -92,6 +93,11 @@ def read(
     return replace(data, maps=target, annotated=known.__getitem__, names=list(classes), options=extra)
 
 
+def why_unfit(rows: np.ndarray) -> str:
+    """Why no probe can be fitted on some training rows; empty if one can."""
+    return too_few(rows)
+
+
 def fit(data: TaskData, **options: Unpack[FitOptions]) -> VoxelFMProbe:
     """A decoder of patches to voxels.
 
@@ -111,6 +117,13 @@ def predict(probe: VoxelFMProbe, data: TaskData, rows: np.ndarray, *, device: st
         patches = ProbeFeatures(patches=data.features.patches).patch_rows([int(row)])[0].numpy()
         maps.append(segment(probe, patches, data.affines[row], mask, device=device))
     return maps
+
+
+def answer(probe: VoxelFMProbe, scan: EncodedScan) -> Answer:
+    """The label map on the grid of the volume."""
+    patches = scan.patches[0].cpu().numpy()
+    device = str(scan.patches.device)
+    return Answer(label_map=segment(probe, patches, scan.patch_affine, scan.volume, device=device))
 
 
 def evaluate(

@@ -9,12 +9,14 @@ import numpy as np
 from voxelfm_hf.eval.labels import LabelTable, survival_target
 from voxelfm_hf.eval.metrics import survival
 from voxelfm_hf.eval.metrics.scoring import metric_report
+from voxelfm_hf.eval.tasks.answer import Answer, EncodedScan, by_name, units_by_name
 from voxelfm_hf.eval.tasks.data import TaskData, open_data
-from voxelfm_hf.eval.tasks.fitting import FitOptions, fit_columns, probe_outputs, training_rows
+from voxelfm_hf.eval.tasks.fitting import FitOptions, fit_columns, probe_outputs, too_few, training_rows
 from voxelfm_hf.eval.tasks.kept import Judged, Tables, kept_column, kept_predictions, number_columns, over_seeds
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.store import FeatureStore
 from voxelfm_hf.training.probe.calibration import baseline_hazard
+from voxelfm_hf.training.probe.settings import FittedProbe
 from voxelfm_hf.volumes.errors import LabelError
 
 ANSWER = "log risks, which `probe.survival(log_risks, times)` turns into chances of no event"
@@ -53,6 +55,13 @@ def read(
     return replace(data, targets=target, names=[event], options=chosen)
 
 
+def why_unfit(targets: np.ndarray) -> str:
+    """Why no probe can be fitted on training times and events (n, 2); empty if one can."""
+    if reason := too_few(targets):
+        return reason
+    return "" if (targets[:, 1] == 1).any() else f"no event among {len(targets)} training scans"
+
+
 def fit(data: TaskData, **options: Unpack[FitOptions]) -> VoxelFMProbe:
     """A Cox probe with the baseline hazard of its training rows.
 
@@ -85,6 +94,22 @@ def calibrate(probe: VoxelFMProbe, data: TaskData, *, train: np.ndarray | None =
 def predict(probe: VoxelFMProbe, data: TaskData, rows: np.ndarray, *, device: str = "cpu") -> np.ndarray:
     """Log risks (rows, 1); `probe.survival(risks, times)` turns them into curves."""
     return probe_outputs(probe, data, rows, device=device).numpy()
+
+
+def settle(
+    fit: FittedProbe, logits: np.ndarray, held_logits: np.ndarray, held_labels: np.ndarray
+) -> tuple[np.ndarray, float | None]:
+    """Log risks as they are, without a threshold; arguments as in `classification.settle`."""
+    return logits, None
+
+
+def answer(probe: VoxelFMProbe, scan: EncodedScan) -> Answer:
+    """The log risk, and the chance of no event until each time at which there was one in training."""
+    risks: Any = probe.predict(cls=scan.cls, patches=scan.patches).predictions
+    times = probe.config.baseline_times or []
+    curve = probe.survival(risks, risks.new_tensor(times))[0].tolist() if times else []
+    survival = dict(zip(times, curve, strict=True))
+    return Answer(values=by_name(probe, risks), survival=survival, units=units_by_name(probe))
 
 
 def evaluate(
@@ -145,3 +170,8 @@ def judge(tables: Tables, options: Mapping[str, Any]) -> Judged:
 def main_metric(options: Mapping[str, Any]) -> str:
     """Harrell's C-index."""
     return "c_index"
+
+
+def ceiling(data: TaskData) -> np.ndarray:
+    """(n, 1) features that know the answer: the follow-up times."""
+    return data.targets[:, :1]

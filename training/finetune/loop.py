@@ -91,7 +91,7 @@ def finetune(
         VoxelFMError: asked to stop by a signal; the same call goes on.
     """
     settings = settings or FinetuneSettings()
-    if settings.flip and probe.config.task in ("localization", "segmentation"):
+    if settings.flip and probe.config.family.in_scan:
         raise RecipeError(f"flip moves the targets of a {probe.config.task}: leave it off")
     accelerator = open_accelerator(settings.mixed_precision)
     torch.manual_seed(job.seed)
@@ -153,7 +153,7 @@ class _Run:
         self.progress, self.first = Progress(), (1, 0)
         self.checkpoints: Checkpoints | None = None
         train = np.asarray(job.train)
-        full = settings.batch_size is None or probe.config.task == "survival"
+        full = settings.batch_size is None or probe.config.family.risk_sets
         self.batch_size = len(train) if full else min(settings.batch_size or 1, len(train))
         self.steps_an_epoch = math.ceil(len(train) / self.batch_size)
         if accelerator.device.type == "cuda":
@@ -302,7 +302,7 @@ class _Run:
 
 def _balanced_shift(job: ProbeJob, config: VoxelFMProbeConfig, settings: FinetuneSettings) -> torch.Tensor | None:
     """What the probe's bias gained after its balanced fit; training goes on without it."""
-    if config.task != "classification" or not settings.balance or callable(job.targets):
+    if not config.family.balanced or not settings.balance or callable(job.targets):
         return None
     targets = torch.from_numpy(np.array(job.targets, dtype=np.float32))
     return prevalence_shift(targets[torch.as_tensor(np.asarray(job.train))], config)

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
-from voxelfm_hf.modeling.probe_losses_voxelfm import class_loss, loss_of
+from voxelfm_hf.modeling.probe_losses_voxelfm import class_loss
 from voxelfm_hf.training.finetune.input_cache import InputCache
 from voxelfm_hf.training.finetune.model import generator
 from voxelfm_hf.training.finetune.settings import FinetuneSettings
@@ -49,8 +49,8 @@ class TuningLoss:
     ):
         self.accelerator, self.model, self.inputs, self.ids = accelerator, model, inputs, ids
         self.job, self.config, self.settings = job, config, settings
-        self.voxels = config.task == "segmentation"
-        self.objective = loss_of(config)
+        self.voxels = config.family.is_map
+        self.objective = config.family.loss
         self.noise = DEFAULT_SETTINGS[config.head].noise if settings.noise is None else settings.noise
         if self.voxels:
             self.class_weights = class_weights(job, config, balance=settings.balance)
@@ -72,7 +72,7 @@ class TuningLoss:
         """
         self.model.train()
         torch.manual_seed(seed_of(self.job.seed, 1, epoch, step, self.accelerator.process_index))
-        if self.config.task == "survival":
+        if self.config.family.risk_sets:
             return self._backward_cox(rows, epoch)
         total = float(len(rows)) if self.voxels else float(self._weight(rows))
         summed = torch.zeros((), device=self.accelerator.device)

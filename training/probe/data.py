@@ -96,7 +96,7 @@ def prepared_targets(jobs: Sequence[ProbeJob], config: VoxelFMProbeConfig) -> tu
     stacked, means, scales = [], [], []
     for job in jobs:
         targets = np.array(job.targets, dtype=np.float32)
-        if config.task == "regression":
+        if config.family.standardised:
             train = targets[job.train].astype(float)
             mean, scale = np.nanmean(train, axis=0), np.nanstd(train, axis=0)
             scale = np.where(scale > 0, scale, 1.0)
@@ -114,10 +114,10 @@ def row_weights(
     weights = torch.zeros(targets.shape[:2])
     for index, chosen in enumerate(rows):
         weights[index, torch.as_tensor(chosen, dtype=torch.long)] = 1.0
-    if config.task == "survival":
+    if config.family.risk_sets:
         return weights
-    weights = weights[..., None].expand(targets.shape if config.task == "classification" else (*weights.shape, 1))
-    if config.task != "classification" or not balance:
+    weights = weights[..., None].expand(targets.shape if config.family.balanced else (*weights.shape, 1))
+    if not (config.family.balanced and balance):
         return weights.clone()
     classes = config.num_classes if config.is_single_label else 2
     balanced = torch.zeros_like(targets)

@@ -48,7 +48,7 @@ def fit_probes(
         One fit a job, in the order of the jobs.
     """
     settings = settings or DEFAULT_SETTINGS[config.head]
-    if config.task == "survival" and settings.batch_size is not None:
+    if config.family.risk_sets and settings.batch_size is not None:
         settings = replace(settings, batch_size=None)
     found: dict[int, FittedProbe] = {}
     for group in _groups(jobs, config, settings):

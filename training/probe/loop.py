@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
-from voxelfm_hf.modeling.probe_losses_voxelfm import CURVATURES, dice_loss, loss_of
+from voxelfm_hf.modeling.probe_losses_voxelfm import CURVATURES, dice_loss
 from voxelfm_hf.training.probe.data import ProbeFeatures, ProbeJob, prepared_targets, row_weights
 from voxelfm_hf.training.probe.settings import FittedProbe, ProbeSettings
 from voxelfm_hf.training.probe.stacks import ClsStack, PatchStack, State, initial_state, make_stack
@@ -31,11 +31,11 @@ class FitGroup:
     ):
         self.features, self.jobs, self.config = features, jobs, config
         self.settings, self.device = settings, device
-        self.voxels = config.task == "segmentation"
+        self.voxels = config.family.is_map
         self.stack: ClsStack | PatchStack = make_stack(
             config, [initial_state(config, job.seed) for job in jobs], device
         )
-        self.objective = loss_of(config)
+        self.objective = config.family.loss
         self.train = torch.as_tensor(np.unique(np.concatenate([job.train for job in jobs])), dtype=torch.long)
         self.validation = torch.as_tensor(np.unique(np.concatenate([job.validation for job in jobs])), dtype=torch.long)
         self.cls = None if config.uses_patches else features.cls_rows(torch.arange(len(features)))
@@ -99,7 +99,7 @@ class FitGroup:
     def _fitted(self, index: int, state: State, scores: torch.Tensor, epochs: torch.Tensor, last: int) -> FittedProbe:
         job, config = self.jobs[index], self.config
         notes = ("no validation rows: fitted for all epochs",) if len(job.validation) == 0 else ()
-        if config.task == "classification" and self.settings.balance:
+        if config.family.balanced and self.settings.balance:
             state[LAST_BIAS[config.head]] += prevalence_shift(self.targets[index][job.train], config).view_as(
                 state[LAST_BIAS[config.head]]
             )

@@ -43,7 +43,7 @@ def main() -> None:
         if config.model_type == "voxelfm_probe":
             cls = torch.randn(2, config.feature_size, generator=generator)
             patches = torch.randn(2, 3, 3, 3, config.feature_size, generator=generator)
-            size = {"size": (6, 6, 6)} if config.task == "segmentation" else {}
+            size = {"size": (6, 6, 6)} if config.family.is_map else {}
             outputs = {"logits": model(cls=cls, patches=patches, **size).logits}
         elif config.model_type == "voxelfm_report":
             processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=trust)
