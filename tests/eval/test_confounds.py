@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 import scipy.linalg
 from PIL import Image
+from scipy.stats import hypergeom
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.metrics import r2_score
 from typer.testing import CliRunner
 
-from voxelfm_hf.eval.confounds.check import _chance, measure_confounds
+from voxelfm_hf.eval.confounds.check import measure_confounds
 from voxelfm_hf.eval.confounds.erasure import fit_erasure
 from voxelfm_hf.eval.confounds.probes import (
     STRENGTHS,
@@ -56,17 +57,22 @@ def made_rows(seed: int = 0):
     return np.array(features, dtype=np.float32), rows
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("confounds")
-    features, rows = made_rows()
+def write_store(folder, ids, features) -> FeatureStore:
     writer = StoreWriter(
-        folder / "store", {"model": "made", "weight_hash": "x", "processor": {}, "dtype": "float32", "patches": False}
+        folder, {"model": "made", "weight_hash": "x", "processor": {}, "dtype": "float32", "patches": False}
     )
     ones = [1.0, 1.0, 1.0]
     facts = {"source": "", "grid": [1, 1, 1], "spacing_mm": ones, "effective_spacing_mm": ones, "notes": []}
     facts |= {"field_of_view_mm": ones, "patch_affine": np.eye(4).ravel().tolist()}
-    writer.add({**facts, "id": row["id"], "cls": vector} for row, vector in zip(rows, features, strict=True))
+    writer.add({**facts, "id": name, "cls": vector} for name, vector in zip(ids, features, strict=True))
+    return FeatureStore(folder)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("confounds")
+    features, rows = made_rows()
+    write_store(folder / "store", [row["id"] for row in rows], features)
     with open(folder / "labels.csv", "w", newline="") as file:
         table = csv.DictWriter(file, rows[0])
         table.writeheader()
@@ -262,10 +268,23 @@ def test_the_eraser_sees_no_test_row(made, monkeypatch):
     assert {labels.column("split")[row] for row in seen[0]} == {"train"}
 
 
-def test_chance_is_the_hypergeometric_one():
-    assert _chance(10, 1, 1) == pytest.approx(0.1)
-    assert _chance(10, 2, 3) == pytest.approx(1 - (8 / 10) * (7 / 9) * (6 / 8))
-    assert _chance(3, 2, 2) == 1.0
+@pytest.mark.parametrize("tested", [2, 4])
+def test_chance_is_the_hypergeometric_one(tmp_path, tested):
+    """Each test scan has two of its person among all those of others; five of two people's are found in any case."""
+    people, each = 8 + tested, 3
+    ids = [f"p{person}-{scan}" for person in range(people) for scan in range(each)]
+    columns = {
+        "patient_id": [name.split("-")[0] for name in ids],
+        "split": ["test" if number < tested * each else "train" for number in range(len(ids))],
+        "spacing": [float(number % each + 1) for number in range(len(ids))],
+    }
+    features = np.random.default_rng(0).normal(size=(len(ids), 6)).astype(np.float32)
+    store = write_store(tmp_path / "store", ids, features)
+    found = measure_confounds(store, LabelTable("t", ids, columns), acquisition=["spacing"], replicates=10)
+    for k in (1, 5):
+        chances = [row["chance"] for row in found.rows if row["metric"] == f"recall_at_{k}"]
+        expected = hypergeom(M=each * tested - 1, n=each - 1, N=k).sf(0)
+        assert chances and chances == pytest.approx([expected] * len(chances))
 
 
 def test_command_writes_one_table_and_one_figure(made, tmp_path):

@@ -209,10 +209,12 @@ def test_a_2d_encoder_slice_by_slice(family, data, setup, tmp_path):
     own = EncoderSetup(setup.work, model=str(tmp_path / "model"), region_size=24, max_patches=200)
     encoder = make_encoder("hub2d", own, {"slices": 6})
     volume, region = read_volume(data.tasks[2].scan.path), data.tasks[2].regions[0]
+    seen = []
+    encoder.network.register_forward_pre_hook(lambda _, __, given: seen.append(given["pixel_values"]), with_kwargs=True)
     found = encoder.encode(volume, region)
     assert found.cls.shape == (16,) and found.patches.shape == (6, 4, 4, 16)
     assert encoder.mean == ((0.5,) * 3 if family == "vit" else (0.485, 0.456, 0.406))
-    pictures = encoder._pictures(encoder.preparation(volume, region).hu)
+    pictures = torch.cat(seen)
     assert pictures.shape == (6, 3, 32, 32)
     with torch.inference_mode():
         each = [model.eval()(pixel_values=picture[None]) for picture in pictures]

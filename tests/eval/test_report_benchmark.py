@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 
@@ -96,18 +97,25 @@ def test_predictions_are_kept_and_used_again(finished, world, monkeypatch):
     assert (finished / "results.csv").read_text() == before
 
 
-def test_text_only_learns_from_shuffled_features_and_shuffled_shows_other_patients(finished, world):
+def test_text_only_learns_from_shuffled_features_and_shuffled_shows_other_patients(
+    finished, world, tmp_path, monkeypatch
+):
     config = json.loads((finished / "text_only/stage1/model/config.json").read_text())
     assert config["fit"]["stage1"]["text_only"] is True
     assert json.loads((finished / "cls_only/stage1/model/config.json").read_text())["feature_tokens"] == "cls"
     assert not (finished / "shuffled").exists()
-    settings = report_benchmark.ReportBenchmarkSettings(id_column="id")
-    training = report_benchmark.load_recipe(world / "training.yaml", report_benchmark.ReportRecipe)
-    data = report_benchmark._read(settings, training, world, finished)
-    test = data.rows("test")
-    shown = report_benchmark._other_patients(data, test)
-    patient = dict(zip(data.ids, data.patients, strict=True))
-    assert all(patient[other] != data.patients[row] for other, row in zip(shown, test, strict=True))
+    again = tmp_path / "out"
+    shutil.copytree(finished, again)
+    (again / "predictions/shuffled.parquet").unlink()
+    shown = []
+    original = report_benchmark.tokens_of
+    monkeypatch.setattr(report_benchmark, "tokens_of", lambda read, ids: shown.extend(ids) or original(read, ids))
+    report_benchmark.run(world / "recipe.yaml", world, again)
+    with open(world / "labels.csv", newline="") as file:
+        patient = {f"{row['id']}.nii.gz": row["patient_id"] for row in csv.DictReader(file)}
+    asked = pq.read_table(again / "predictions/shuffled.parquet").column("id").to_pylist()
+    assert len(shown) == len(asked) == 20 and set(shown) <= set(asked)
+    assert all(patient[other] != patient[one] for other, one in zip(shown, asked, strict=True))
 
 
 def test_quick_and_wrong_recipes(world, tmp_path):
