@@ -22,7 +22,7 @@ from voxelfm_hf.eval.result_files import write_csv
 from voxelfm_hf.eval.tasks.answer import Answer
 from voxelfm_hf.failures import write_failures
 from voxelfm_hf.features import BatchSummary, Task, failure_reason
-from voxelfm_hf.features.identity import input_hash, is_other, other_input
+from voxelfm_hf.features.identity import input_hashes, is_other, other_input
 from voxelfm_hf.files import written_file
 from voxelfm_hf.pictures import save_picture
 from voxelfm_hf.scan_list import Region
@@ -61,11 +61,12 @@ def predict_scans(
         _claim(folder, reader)
     for task in tasks:
         volume: Volume | None = None
+        hashes = {} if folder is None else input_hashes(task, assume_hu=assume_hu, spacing=spacing)
         for identifier, region in zip(task.identifiers, task.regions or (None,), strict=True):
             facts = taken = None
             if folder is not None:
                 facts, made_of = _stored(folder / identifier)
-                taken = input_hash(task.scan, region, assume_hu=assume_hu, spacing=spacing)
+                taken = hashes[identifier]
                 if is_other(made_of, taken):
                     summary.failures[identifier] = other_input(identifier, folder)
                     if on_failure:

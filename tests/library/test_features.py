@@ -10,7 +10,7 @@ import torch
 
 from voxelfm_hf import load, read_volume
 from voxelfm_hf.features import EmbedOptions, Task, embed_scans
-from voxelfm_hf.scan_list import Scan, list_scans, read_regions
+from voxelfm_hf.scan_list import Region, Scan, list_scans, read_regions
 from voxelfm_hf.store import FeatureStore, StoreWriter, locked
 from voxelfm_hf.volumes.errors import LabelError, ScanError, StoreError
 
@@ -118,14 +118,32 @@ def test_what_an_id_stands_for_does_not_change(small_model, scan_folder, tmp_pat
 
 @pytest.mark.parametrize("endings", [(".hdr", ".img"), (".hdr.gz", ".img.gz"), (".mhd", ".zraw")])
 def test_voxels_beside_a_header_tell_inputs_apart(tmp_path, endings):
-    from voxelfm_hf.features.identity import input_hash
+    from voxelfm_hf.features.identity import input_hashes
 
     hashes = set()
     for voxels in (b"one", b"two"):
         for ending, content in zip(endings, (b"the same header", voxels), strict=True):
             (tmp_path / f"a{ending}").write_bytes(content)
-        hashes.add(input_hash(Scan("a", tmp_path / f"a{endings[0]}")))
+        hashes |= set(input_hashes(Task(Scan("a", tmp_path / f"a{endings[0]}"))).values())
     assert len(hashes) == 2 and None not in hashes
+
+
+def test_a_scan_of_many_regions_is_looked_at_once(tmp_path, monkeypatch):
+    from voxelfm_hf.features import identity
+
+    opened = []
+
+    def counted(path, mode):
+        opened.append(path)
+        return open(path, mode)
+
+    monkeypatch.setattr(identity, "open", counted, raising=False)
+    (tmp_path / "a.nii").write_bytes(b"voxels")
+    scan = Scan("a", tmp_path / "a.nii")
+    regions = [Region("here", (0.0, 0.0, 0.0), 30.0), Region("there", (4.0, 0.0, 0.0), 30.0)]
+    hashes = identity.input_hashes(Task(scan, tuple(regions)))
+    assert opened == [scan.path] and len({*hashes.values(), *identity.input_hashes(Task(scan)).values()}) == 3
+    assert hashes == identity.input_hashes(Task(scan, (regions[0],))) | identity.input_hashes(Task(scan, (regions[1],)))
 
 
 def test_other_weights_or_settings_are_refused(small_model, scan_folder, tmp_path):

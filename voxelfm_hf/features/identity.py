@@ -4,40 +4,34 @@ import glob
 import hashlib
 from pathlib import Path
 
-from voxelfm_hf.scan_list import Region, Scan
+from voxelfm_hf.scan_list import Task
 
 SAMPLE_BYTES = 65536
 _HEADERS = (".mhd", ".nhdr", ".hdr", ".hdr.gz")
 
 
-def input_hash(
-    scan: Scan,
-    region: Region | None = None,
-    *,
-    assume_hu: bool = False,
-    spacing: tuple[float, float, float] | None = None,
-) -> str | None:
-    """What tells one input from another under the same id, at the cost of a few reads.
+def input_hashes(
+    task: Task, *, assume_hu: bool = False, spacing: tuple[float, float, float] | None = None
+) -> dict[str, str | None]:
+    """What tells one input from another under the same id, at the cost of a few reads a scan.
 
     Args:
-        scan: The scan; sizes and samples of its files count, not their names.
-        region: The cube of it.
+        task: The scan, of whose files sizes and samples count, not their names; and its regions.
         assume_hu, spacing: How it is read.
 
     Returns:
-        32 hex digits; None where the files cannot be read.
+        32 hex digits for each id of the task; None where the files cannot be read.
     """
-    place = None if region is None else [*map(float, region.centre_lps), float(region.edge_mm)]
-    digest = hashlib.sha256(repr((place, bool(assume_hu), spacing and [*map(float, spacing)])).encode())
     try:
-        files = _files(scan.path)
-        digest.update(repr([file.stat().st_size for file in files]).encode())
-        # Every file of a pair; of a series, whose slices share most of their header, three.
-        for file in files if len(files) <= 3 else (files[0], files[len(files) // 2], files[-1]):
-            digest.update(_sample(file))
+        seen = _seen(task.scan.path)
     except OSError:
-        return None
-    return digest.hexdigest()[:32]
+        return dict.fromkeys(task.identifiers)
+    hashes: dict[str, str | None] = {}
+    for identifier, region in zip(task.identifiers, task.regions or (None,), strict=True):
+        place = None if region is None else [*map(float, region.centre_lps), float(region.edge_mm)]
+        read_as = repr((place, bool(assume_hu), spacing and [*map(float, spacing)])).encode()
+        hashes[identifier] = hashlib.sha256(read_as + seen).hexdigest()[:32]
+    return hashes
 
 
 def is_other(stored: str | None, asked: str | None) -> bool:
@@ -61,6 +55,15 @@ def _files(path: Path) -> list[Path]:
         return [path]
     # The voxels lie beside it.
     return sorted(path.parent.glob(f"{glob.escape(path.name[: -len(ending)])}.*"))
+
+
+def _seen(path: Path) -> bytes:
+    """Sizes of a scan's files, and samples: of every file of a pair; of a series, whose slices share most of their
+    header, of three."""
+    files = _files(path)
+    sizes = repr([file.stat().st_size for file in files]).encode()
+    sampled = files if len(files) <= 3 else (files[0], files[len(files) // 2], files[-1])
+    return sizes + b"".join(map(_sample, sampled))
 
 
 def _sample(path: Path) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from voxelfm_hf.features.identity import input_hash, is_other, other_input
+from voxelfm_hf.features.identity import input_hashes, is_other, other_input
 from voxelfm_hf.features.tiles import TILED_BUDGET
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMGeometry, VoxelFMImageProcessor
 from voxelfm_hf.read_ahead import WorkerCrash, read_ahead
@@ -54,9 +54,9 @@ class EmbedOptions:
         processor.voxel_mm = self.voxel_mm or processor.voxel_mm
         processor.pad_thin = self.pad or processor.pad_thin
 
-    def input_hash(self, scan: Scan, region: Region | None) -> str | None:
-        """See `identity.input_hash`, for a scan that is read as these options say."""
-        return input_hash(scan, region, assume_hu=self.assume_hu, spacing=self.spacing)
+    def input_hashes(self, task: Task) -> dict[str, str | None]:
+        """See `identity.input_hashes`, for a scan that is read as these options say."""
+        return input_hashes(task, assume_hu=self.assume_hu, spacing=self.spacing)
 
 
 def processor_settings(processor: VoxelFMImageProcessor) -> dict[str, Any]:
@@ -141,17 +141,20 @@ def _prepare(task: Task) -> dict[str, Prepared | str]:
     except Exception as error:
         return dict.fromkeys(task.identifiers, failure_reason(task.scan, error))
     results: dict[str, Prepared | str] = {}
+    hashes = options.input_hashes(task)
     for identifier, region in zip(task.identifiers, task.regions or (None,), strict=True):
         if identifier in _worker["present"]:
             continue
         try:
-            results[identifier] = _prepare_one(task.scan, identifier, volume, region)
+            results[identifier] = _prepare_one(task.scan, identifier, volume, region, hashes[identifier])
         except Exception as error:
             results[identifier] = failure_reason(task.scan, error)
     return results
 
 
-def _prepare_one(scan: Scan, identifier: str, volume: Volume, region: Region | None) -> Prepared:
+def _prepare_one(
+    scan: Scan, identifier: str, volume: Volume, region: Region | None, input_hash: str | None
+) -> Prepared:
     processor = _worker["processor"]
     if region is None:
         features = processor(volume, return_geometry=True)
@@ -159,7 +162,7 @@ def _prepare_one(scan: Scan, identifier: str, volume: Volume, region: Region | N
     else:
         voxels, geometry = processor.prepare_region(volume, region.centre_lps, region.edge_mm, _worker["region_size"])
     facts = row_facts(scan, identifier, volume, geometry, patch_size=processor.patch_size)
-    facts["input_hash"] = _worker["options"].input_hash(scan, region)
+    facts["input_hash"] = input_hash
     voxels = voxels.to(_worker["dtype"])
     # numpy knows no bfloat16; its bits travel as int16
     return Prepared((voxels.view(torch.int16) if voxels.dtype == torch.bfloat16 else voxels).numpy(), facts)
@@ -200,11 +203,12 @@ def mistaken(
         options: How scans are read.
         folder: The folder, for the sentence.
     """
+    there = [task for task in tasks if any(known.get(identifier) is not None for identifier in task.identifiers)]
     return {
         identifier: other_input(identifier, folder)
-        for task in tasks
-        for identifier, region in zip(task.identifiers, task.regions or (None,), strict=True)
-        if known.get(identifier) is not None and is_other(known[identifier], options.input_hash(task.scan, region))
+        for task in there
+        for identifier, asked in options.input_hashes(task).items()
+        if is_other(known.get(identifier), asked)
     }
 
 
