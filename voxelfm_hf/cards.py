@@ -217,10 +217,10 @@ def score_table(
     columns: Sequence[str] = ("target", "metric"),
     keep_undefined: bool = False,
 ) -> str:
-    """Markdown of scores with 95 % intervals and n; empty without a score.
+    """Markdown of scores with 95 % intervals, n and the number of patients where it is known; empty without a score.
 
     Args:
-        rows: With `columns`, value, low, high, n, and patients where known.
+        rows: With `columns`, value, low, high, n, and perhaps patients.
         columns: What stands before the score.
         keep_undefined: Keep rows whose score is undefined, and say so.
 
@@ -228,6 +228,7 @@ def score_table(
         CardError: a score without its n.
     """
     kept = [row for row in rows if keep_undefined or _finite(row.get("value"))]
+    with_patients = any(row.get("patients") is not None for row in kept)
     body = []
     for row in kept:
         if row.get("n") is None:
@@ -235,8 +236,9 @@ def score_table(
         ends = f"{number(row['low'])} to {number(row['high'])}" if _finite(row.get("low")) else "none"
         patients = "" if row.get("patients") is None else str(row["patients"])
         value = number(row["value"]) if _finite(row.get("value")) else "not defined"
-        body.append([*(row[name] for name in columns), value, ends, row["n"], patients])
-    return "\n".join(table((*columns, "value", "95 % interval", "n", "patients"), body)) if kept else ""
+        body.append([*(row[name] for name in columns), value, ends, row["n"], *([patients] if with_patients else [])])
+    header = (*columns, "value", "95 % interval", "n", *(["patients"] if with_patients else []))
+    return "\n".join(table(header, body)) if kept else ""
 
 
 def number(value: float) -> str:

@@ -52,7 +52,7 @@ def fit_and_evaluate(
     predictions = module.predict(probe, data, test)
     seconds = time.perf_counter() - started
     if probe is None:
-        return None, module.evaluate(predictions, data, test, **(evaluate or {})), data, predictions
+        return None, _evaluated(predictions, data, test, **(evaluate or {})), data, predictions
     probe.config.fit = {**(probe.config.fit or {}), "seconds": round(seconds, 1), "machine": machine()}
     return probe, score_predictions(predictions, probe, data, test, **(evaluate or {})), data, predictions
 
@@ -71,12 +71,22 @@ def score_predictions(
     """
     if probe.config.threshold is not None:
         options.setdefault("thresholds", probe.config.threshold)
-    reports: dict[str, dict] = load_task(data.task).evaluate(predictions, data, rows, **options)
+    reports = _evaluated(predictions, data, rows, **options)
     probe.config.metrics = {
         f"{target}/{name}": estimate
         for target, report in reports.items()
         for name, estimate in report["estimates"].items()
     }
+    return reports
+
+
+def _evaluated(predictions: Any, data: TaskData, rows: np.ndarray, **options: Any) -> dict[str, dict]:
+    """The task's reports, without a number of patients where the label table does not tell them apart."""
+    reports: dict[str, dict] = load_task(data.task).evaluate(predictions, data, rows, **options)
+    if data.patient_column is None:
+        for report in reports.values():
+            for estimate in (*report["estimates"].values(), *report.get("subgroups", ())):
+                estimate["patients"] = None
     return reports
 
 

@@ -286,12 +286,16 @@ def test_a_card_does_not_speak_of_patients_that_nobody_told_apart(tmp_path):
     store, labels = vectors(tmp_path / "store")
     known = fit_and_evaluate(store, labels, task="regression", read={"targets": ["size"]}, evaluate={"replicates": 20})
     card = write_probe_card(known[0], *known[1:3])
+    assert "| n | patients |" in card and known[1]["size"]["estimates"]["r2"]["patients"] == 6
     assert (
         "All rows of a patient are in one split" in card and "of 18 patients" in card and "resamples patients" in card
     )
     del labels.columns["patient_id"]
     blind = fit_and_evaluate(store, labels, task="regression", read={"targets": ["size"]}, evaluate={"replicates": 20})
     card = write_probe_card(blind[0], *blind[1:3])
+    assert "| n | patients |" not in card and "| 95 % interval | n |" in card
+    estimates = [*blind[0].config.metrics.values(), *blind[1]["size"]["subgroups"]]
+    assert {estimate["patients"] for estimate in estimates} == {None}
     assert "All rows of a patient" not in card and "resamples patients" not in card
     assert "may be in different splits" in card and "from 36 scans or regions of an unknown number of patients" in card
     assert f"| test | {len(blind[2].rows('test'))} | unknown |" in card and "no column of patients" in card
