@@ -106,6 +106,8 @@ def measure_confounds(
     rows += _person_rows(data, facts, {BEFORE: features, AFTER: erasure(features)}, settings)
     if not any(row["what"] == "same person" for row in rows):
         notes.append("no test patient was scanned in two ways: the same person cannot be searched for")
+    if data.patient_column is None:
+        rows = [{**row, "patients": None} for row in rows]  # rows were counted
     return Confounds(rows, [fact.name for fact in facts], (erasure.rank, features.shape[1]), notes)
 
 

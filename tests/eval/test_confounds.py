@@ -309,6 +309,13 @@ def test_command_writes_one_table_and_one_figure(made, tmp_path):
     assert result.exit_code == 2 and "--id-column" in result.output
 
 
+def test_patients_are_not_counted_where_nobody_told_them_apart(made):
+    labels = read_labels(made / "labels.csv")
+    del labels.columns["patient_id"]
+    found = measure_confounds(FeatureStore(made / "store"), labels, acquisition=["kernel"], replicates=10)
+    assert {row["patients"] for row in found.rows} == {None} and "no column of patients" in found.notes[0]
+
+
 def test_columns_that_cannot_be_used_are_said(made):
     labels = read_labels(made / "labels.csv")
     store = FeatureStore(made / "store")
