@@ -258,7 +258,7 @@ def test_description_of_scans_that_were_not_prepared(scans, tmp_path):
 
 def test_scans_that_state_no_spacing_or_do_not_look_like_hu_are_described_on_request(tmp_path):
     (tmp_path / "scans").mkdir()
-    for number in range(2):
+    for number in range(5):
         values = np.random.default_rng(number).integers(0, 200, (20, 24, 28)).astype(np.int16)
         np.save(tmp_path / "scans" / f"{number}.npy", values)
     words = ["describe", str(tmp_path / "scans"), "--out", str(tmp_path / "about"), "--spacing", "2.5,1,1"]
@@ -267,9 +267,13 @@ def test_scans_that_state_no_spacing_or_do_not_look_like_hu_are_described_on_req
     result = CliRunner().invoke(app, [*words, "--assume-hu"])
     assert result.exit_code == 0, result.output
     facts = json.loads((tmp_path / "about" / "description.json").read_text())
-    assert facts["scans"] == 2 and facts["original_spacing_mm"]["z"]["median"] == 2.5
+    assert facts["scans"] == 5 and facts["original_spacing_mm"]["z"]["median"] == 2.5
     result = CliRunner().invoke(app, [*words, "--against", str(tmp_path / "scans")])
-    assert result.exit_code == 2 and "prepare" in result.output
+    assert isinstance(result.exception, StoreError) and "--assume-hu" in str(result.exception)
+    result = CliRunner().invoke(app, [*words, "--assume-hu", "--against", str(tmp_path / "scans")])
+    assert result.exit_code == 0, result.output
+    distance = json.loads((tmp_path / "about" / "description.json").read_text())["distance"]
+    assert (distance["scans"], distance["reference_scans"]) == (5, 5) and distance["frechet_ratio"] <= 1
 
 
 def make_store(folder, features: np.ndarray, weight_hash: str):

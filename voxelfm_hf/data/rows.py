@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,14 @@ def row_id(row: Mapping[str, Any], columns: ColumnMap, fallback: str) -> str:
     return str(path) if path else fallback
 
 
-def row_volume(row: Mapping[str, Any], columns: ColumnMap, *, name: str, assume_hu: bool = False) -> Volume:
+def row_volume(
+    row: Mapping[str, Any],
+    columns: ColumnMap,
+    *,
+    name: str,
+    assume_hu: bool = False,
+    spacing: Sequence[float] | None = None,
+) -> Volume:
     """Read the scan of a row, with the refusals of the file readers.
 
     Args:
@@ -88,12 +95,14 @@ def row_volume(row: Mapping[str, Any], columns: ColumnMap, *, name: str, assume_
         columns: which column holds what.
         name: the scan's name, for messages.
         assume_hu: take the values as HU even if they do not look like it.
+        spacing: (z, y, x) mm, where neither the row nor its file states one.
 
     Raises:
         ScanError: the row holds no scan, or one that cannot be read or must not be trusted.
     """
     value = row.get(columns.volume)
-    spacing = row.get(columns.spacing) if columns.spacing else None
+    stated = row.get(columns.spacing) if columns.spacing else None
+    spacing = spacing if stated is None else stated
     if isinstance(value, Mapping):  # an undecoded file feature: {"path", "bytes"}
         path, content = value.get("path"), value.get("bytes")
         if content is not None:

@@ -13,7 +13,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +64,8 @@ def describe(
         model: the model for that comparison (folder or Hub id); not needed between two feature stores.
         max_scans: at most so many scans a side are embedded for the comparison.
         license: for the card.
-        assume_hu: of scans that were not prepared: take their values as HU even if they do not look like it.
+        assume_hu: of scans that were not prepared, here and in `against`: take their values as HU even if they do not
+            look like it.
         spacing: (z, y, x) mm of those that state none themselves, as .npy files without a sidecar.
         progress: called with (scans read, scans in all) where scans have to be read.
         on_failure: called with id and reason of every scan that cannot be read; `out`/failures.csv lists them.
@@ -105,7 +105,9 @@ def describe(
     description["prepared"] = is_prepared
     description |= _left_out(folder) if is_prepared else {"failures": len(failures)}
     if against is not None:
-        description["distance"] = distance_between(folder, Path(against), model, max_scans)
+        description["distance"] = distance_between(
+            folder, Path(against), model, max_scans, assume_hu=assume_hu, spacing=spacing
+        )
     out.mkdir(parents=True, exist_ok=True)
     pictures = [save_histograms(facts, out / "pictures" / "distributions.png")]
     if is_prepared:
@@ -160,16 +162,13 @@ def _scan_facts(
     """Measure scans that were not prepared, one after the other; reasons by id for those that cannot be read."""
     skips = SkipLog()
     source = open_source(StreamSource.of(data), skips)
-    columns, given = source.columns, {}
-    if spacing is not None and columns.spacing is None:
-        columns, given = replace(columns, spacing="spacing"), {"spacing": spacing}
     facts: dict[str, list] = {"id": []}
     failures: dict[str, str] = {}
     for unit in range(source.units):
         for position, row in enumerate(source.read(unit)):
             name = row_id(row, source.columns, f"{source.label(unit)} row {position}")
             try:
-                volume = row_volume({**row, **given}, columns, name=name, assume_hu=assume_hu)
+                volume = row_volume(row, source.columns, name=name, assume_hu=assume_hu, spacing=spacing)
             except ScanError as error:
                 failures[name] = str(error)
                 continue

@@ -25,7 +25,15 @@ _FARTHEST = 20
 _BLOCK = 1024
 
 
-def distance_between(data: Path, against: Path, model: str | os.PathLike | None, max_scans: int) -> dict[str, Any]:
+def distance_between(
+    data: Path,
+    against: Path,
+    model: str | os.PathLike | None,
+    max_scans: int,
+    *,
+    assume_hu: bool = False,
+    spacing: Sequence[float] | None = None,
+) -> dict[str, Any]:
     """How far the scans of one data set lie from those of another, each a feature store or embedded here.
 
     Args:
@@ -33,6 +41,7 @@ def distance_between(data: Path, against: Path, model: str | os.PathLike | None,
         against: folder of the reference.
         model: folder or Hub id; not needed between two feature stores.
         max_scans: at most so many scans a side are embedded.
+        assume_hu, spacing: of scans that were not prepared, as in `row_volume`.
 
     Returns:
         What `compare_features` returns, with "against" and "model".
@@ -48,7 +57,7 @@ def distance_between(data: Path, against: Path, model: str | os.PathLike | None,
         elif model is None:
             raise StoreError(f"{folder}: it is no feature store, so a model is needed for the comparison; name one.")
         else:
-            ids, features = model_features(_volumes(folder, max_scans), model)
+            ids, features = model_features(_volumes(folder, max_scans, assume_hu, spacing), model)
             sides.append((ids, features, weight_hash(resolve_model(str(model)))))
     (_, reference, first), (ids, features, second) = sides
     if first != second:
@@ -57,7 +66,9 @@ def distance_between(data: Path, against: Path, model: str | os.PathLike | None,
     return {"against": against.resolve().name, "model": name, **compare_features(reference, features, ids=ids)}
 
 
-def _volumes(folder: Path, most: int) -> Iterator[tuple[str, np.ndarray, tuple[float, ...]]]:
+def _volumes(
+    folder: Path, most: int, assume_hu: bool, spacing: Sequence[float] | None
+) -> Iterator[tuple[str, np.ndarray, tuple[float, ...]]]:
     """(id, HU, spacing) of up to `most` scans of a source, drawn with a fixed seed."""
     source = open_source(StreamSource.of(folder), SkipLog())
     given = 0
@@ -71,7 +82,8 @@ def _volumes(folder: Path, most: int) -> Iterator[tuple[str, np.ndarray, tuple[f
                     yield sample["id"], sample["hu"], sample["spacing"]
                 else:
                     name = row_id(row, source.columns, f"{source.label(int(unit))} row {position}")
-                    prepared = prepare_volume(row_volume(row, source.columns, name=name))
+                    volume = row_volume(row, source.columns, name=name, assume_hu=assume_hu, spacing=spacing)
+                    prepared = prepare_volume(volume)
                     yield name, prepared.hu, prepared.spacing
             except ScanError as error:
                 logger.warning("left out: %s", error)
