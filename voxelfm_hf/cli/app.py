@@ -17,7 +17,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 all done, 2 bad input or options, 3 part of a batch failed (the rest is done).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 # Paths and sentences stay on one line, for those who copy them.

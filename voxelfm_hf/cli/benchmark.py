@@ -12,7 +12,9 @@ from voxelfm_hf.command import EXIT_PARTLY_FAILED
 @app.command()
 def benchmark(
     recipe: Annotated[str, typer.Argument(help="Recipe: a YAML file or the name of a packaged one.", metavar="RECIPE")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the results; an interrupted one is resumed.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder of the results; an interrupted one is resumed.", file_okay=False)
+    ],
     data: Annotated[Path | None, typer.Option(help="Folder of the data set, in place of the recipe's.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="The recipe's own short form: fewer seeds and scans.")] = False,
 ) -> None:

@@ -12,15 +12,18 @@ from voxelfm_hf.cli.task import AllowMissing
 
 @app.command()
 def confounds(
-    store: Annotated[Path, typer.Argument(help="Feature store of any encoder.", metavar="STORE")],
+    store: Annotated[
+        Path, typer.Argument(help="Feature store of any encoder.", metavar="STORE", exists=True, file_okay=False)
+    ],
     labels: Annotated[
         Path,
         typer.Argument(
             help="CSV or Parquet: an id column, patients, acquisition, targets; with --dataset its folder.",
             metavar="LABELS",
+            exists=True,
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the table and the figure.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the table and the figure.", file_okay=False)],
     acquisition: Annotated[
         str | None,
         typer.Option(help="Columns that say how a scan was made, separated by commas: numbers or words."),
@@ -47,14 +50,15 @@ def confounds(
 
     Example: voxelfm confounds benchmark/stores/tiny-76bc9030 ct --dataset lidc --target malignant --out confounds
     """
+    if dataset is not None and id_column is not None:
+        raise typer.BadParameter("--id-column is for a table: the data set of --dataset names its scans itself")
+
     from voxelfm_hf.eval.confounds.check import measure_confounds
     from voxelfm_hf.eval.confounds.results import write_confounds
     from voxelfm_hf.eval.datasets import load_dataset
     from voxelfm_hf.eval.labels import read_labels
     from voxelfm_hf.store import FeatureStore
 
-    if dataset is not None and id_column is not None:
-        raise typer.BadParameter("--id-column is for a table: the data set of --dataset names its scans itself")
     quiet_libraries()
     columns = [name.strip() for name in (acquisition or "").split(",") if name.strip()]
     if dataset is None:

@@ -1,12 +1,13 @@
 """`voxelfm prepare`, `describe`, `label` and `convert`: data sets, reports and checkpoints."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from voxelfm_hf.cli.app import advance, app, console, plain, progress_bar, quiet_libraries, report_failures
-from voxelfm_hf.cli.options import AssumeHU, ModelOption, Spacing, parse_spacing
+from voxelfm_hf.cli.options import AssumeHU, ModelOption, new_folder, scan_options
+from voxelfm_hf.cli.shared_options import with_options
 from voxelfm_hf.failures import FAILURES_FILE
 from voxelfm_hf.hub import EMBEDDED
 
@@ -17,7 +18,7 @@ def prepare(
         list[str],
         typer.Argument(help="Scans, folders, CSV lists (path, patient), or a Hub data set.", metavar="SOURCE…"),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the prepared data set.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the prepared data set.", file_okay=False)],
     name: Annotated[str | None, typer.Option(help="Name of the source, kept with every scan.")] = None,
     license: Annotated[str | None, typer.Option(help="Licence for the data set card, for example cc-by-4.0.")] = None,
     anonymous_ids: Annotated[
@@ -58,14 +59,17 @@ def prepare(
 
 
 @app.command()
+@with_options(opening=scan_options)
 def describe(
+    *,
     data: Annotated[Path, typer.Argument(help="Prepared shards, a feature store, or a folder of scans.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where card, numbers and pictures go.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Where card, numbers and pictures go.", file_okay=False)
+    ] = None,
     against: Annotated[Path | None, typer.Option(help="Another data set: how far DATA lies from it.")] = None,
     model: ModelOption = EMBEDDED,
     max_scans: Annotated[int, typer.Option(min=2, help="At most so many scans a side are compared.")] = 500,
-    assume_hu: AssumeHU = False,
-    spacing: Spacing = None,
+    opening: dict[str, Any],
 ) -> None:
     """What scans are: spacing, field of view, HU, body region, noise, duplicates; and how far they lie from others.
 
@@ -77,11 +81,6 @@ def describe(
     """
     from voxelfm_hf.data.describe import describe as describe_data
 
-    if against is not None and (assume_hu or spacing is not None):
-        raise typer.BadParameter(
-            "--against compares scans as their files state them: leave out --assume-hu and --spacing, and bring such "
-            "scans through `voxelfm prepare --assume-hu` first"
-        )
     quiet_libraries()
     progress = progress_bar(0, "reading")
     failed: dict[str, str] = {}
@@ -92,8 +91,7 @@ def describe(
             against=against,
             model=model if against else None,
             max_scans=max_scans,
-            assume_hu=assume_hu,
-            spacing=parse_spacing(spacing),
+            **opening,
             progress=lambda done, total: advance(progress, "scans/s", done=done, total=total),
             on_failure=failed.__setitem__,
         )
@@ -126,9 +124,11 @@ def label(
 
 @app.command()
 def convert(
-    checkpoint: Annotated[Path, typer.Argument(help="Published training checkpoint (.pth).", metavar="CHECKPOINT")],
-    config: Annotated[Path, typer.Option(help="The config.yaml published beside it.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Model folder to write, new or empty.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Published training checkpoint (.pth).", metavar="CHECKPOINT", exists=True)
+    ],
+    config: Annotated[Path, typer.Option(help="The config.yaml published beside it.", exists=True)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Model folder to write, new or empty.", callback=new_folder)],
 ) -> None:
     """A published checkpoint as a folder for `from_pretrained`; nothing in it is unpickled.
 

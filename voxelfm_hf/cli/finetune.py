@@ -1,78 +1,50 @@
 """`voxelfm finetune`: the backbone trained together with the head of a probe."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from voxelfm_hf.cli.app import app, console, errors, plain, quiet_libraries
-from voxelfm_hf.cli.options import (
-    AssumeHU,
-    IdColumn,
-    Inputs,
-    MaxPatches,
-    ModelOption,
-    Pad,
-    Regions,
-    RegionSize,
-    Spacing,
-    parse_spacing,
-    tasks_of,
-)
-from voxelfm_hf.cli.task import (
-    About,
-    AllowMissing,
-    Classes,
-    Dataset,
-    Event,
-    Exclusive,
-    License,
-    MaskFolder,
-    Masks,
-    Seed,
-    Target,
-    Time,
-    card_facts,
-    estimate_text,
-    reading_options,
-)
+from voxelfm_hf.cli.options import IdColumn, ModelOption, scan_options, scan_tasks, size_options
+from voxelfm_hf.cli.shared_options import with_options
+from voxelfm_hf.cli.task import Seed, card_facts, estimate_text, reading_options
 from voxelfm_hf.hub import EMBEDDED
+
+if TYPE_CHECKING:
+    from voxelfm_hf.eval.probes.card import ProbeFacts
+    from voxelfm_hf.scan_list import Task
 
 
 @app.command()
+@with_options(tasks=scan_tasks, sizes=size_options, opening=scan_options, read=reading_options, facts=card_facts)
 def finetune(
+    *,
+    tasks: "list[Task]",
     labels: Annotated[
-        Path, typer.Option("--labels", "-l", help="CSV or Parquet: an id column and one column a target.")
+        Path,
+        typer.Option(
+            "--labels", "-l", help="CSV or Parquet: an id column and one column a target.", exists=True, dir_okay=False
+        ),
     ],
     task: Annotated[str, typer.Option(help="classification, regression, survival, localization or segmentation.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the result; an interrupted run goes on there.")],
-    inputs: Inputs = None,
-    regions: Regions = None,
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="Folder of the result; an interrupted run goes on there.", file_okay=False),
+    ],
     model: ModelOption = EMBEDDED,
     mode: Annotated[str, typer.Option(help="lora, last_1, last_2, … (blocks), or full.")] = "lora",
-    target: Target = None,
-    head: Annotated[str | None, typer.Option(help="linear, mlp or pooler (over patches).")] = None,
-    exclusive: Exclusive = False,
-    time: Time = "time",
-    event: Event = "event",
-    classes: Classes = None,
-    masks: Masks = None,
-    mask_folder: MaskFolder = None,
-    id_column: IdColumn = None,
-    allow_missing: AllowMissing = False,
-    max_patches: MaxPatches = None,
-    region_size: RegionSize = None,
-    pad: Pad = False,
-    assume_hu: AssumeHU = False,
-    spacing: Spacing = None,
     change: Annotated[
         list[str] | None,
         typer.Option("--set", help="How to train, FIELD=VALUE, may be repeated: epochs=10, lora.rank=4, …"),
     ] = None,
+    id_column: IdColumn = None,
+    head: Annotated[str | None, typer.Option(help="linear, mlp or pooler (over patches).")] = None,
+    read: dict[str, Any],
+    sizes: dict[str, Any],
+    opening: dict[str, Any],
     seed: Seed = 0,
-    about: About = "",
-    dataset: Dataset = "",
-    license: License = None,
+    facts: "ProbeFacts",
 ) -> None:
     """Fine-tunes a backbone for a task: LoRA adapters, the last blocks, or all of it, from the frozen probe on.
 
@@ -91,22 +63,7 @@ def finetune(
 
     if task == "retrieval":
         raise typer.BadParameter("--task retrieval has no labels to fine-tune on")
-    read = reading_options(
-        labels,
-        task=task,
-        target=target,
-        head=head,
-        exclusive=exclusive,
-        time=time,
-        event=event,
-        classes=classes,
-        masks=masks,
-        mask_folder=mask_folder,
-        allow_missing=allow_missing,
-        seed=seed,
-    )
     quiet_libraries()
-    tasks = tasks_of(inputs, regions)
 
     def show(entry: dict[str, Any]) -> None:
         loss = "" if entry["loss"] is None else f"  loss {entry['loss']:.4f}"
@@ -124,14 +81,8 @@ def finetune(
         head=head,
         seed=seed,
         settings=change_settings(change or []),
-        options=EmbedOptions(
-            max_patches=max_patches,
-            region_size=region_size,
-            pad=pad,
-            assume_hu=assume_hu,
-            spacing=parse_spacing(spacing),
-        ),
-        facts=card_facts("finetune", about=about, dataset=dataset, license=license),
+        options=EmbedOptions(**sizes, **opening),
+        facts=facts,
         on_epoch=show,
     )
     if finished is None:

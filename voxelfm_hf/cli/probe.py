@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,66 +17,40 @@ from voxelfm_hf.cli.app import (
     quiet_libraries,
     say_failed,
 )
-from voxelfm_hf.cli.options import (
-    AsJson,
-    AssumeHU,
-    IdColumn,
-    Inputs,
-    Point,
-    Regions,
-    Spacing,
-    parse_point,
-    parse_spacing,
-    tasks_of,
-)
-from voxelfm_hf.cli.task import (
-    UNDEFINED,
-    About,
-    AllowMissing,
-    Classes,
-    Dataset,
-    Event,
-    Exclusive,
-    License,
-    MaskFolder,
-    Masks,
-    Seed,
-    Target,
-    Time,
-    card_facts,
-    estimate_text,
-    reading_options,
-)
-from voxelfm_hf.files import refuse_used
+from voxelfm_hf.cli.options import AsJson, IdColumn, Point, new_folder, parse_point, scan_options, scan_tasks
+from voxelfm_hf.cli.shared_options import with_options
+from voxelfm_hf.cli.task import UNDEFINED, Seed, card_facts, estimate_text, reading_options
+
+if TYPE_CHECKING:
+    from voxelfm_hf.eval.probes.card import ProbeFacts
+    from voxelfm_hf.scan_list import Task
 
 
 @app.command()
+@with_options(read=reading_options, facts=card_facts)
 def probe(
-    store: Annotated[Path, typer.Argument(help="Feature store of `voxelfm embed`.", metavar="STORE")],
+    *,
+    store: Annotated[
+        Path, typer.Argument(help="Feature store of `voxelfm embed`.", metavar="STORE", exists=True, file_okay=False)
+    ],
     labels: Annotated[
-        Path, typer.Argument(help="CSV or Parquet: an id column and one column a target.", metavar="LABELS")
+        Path,
+        typer.Argument(
+            help="CSV or Parquet: an id column and one column a target.", metavar="LABELS", exists=True, dir_okay=False
+        ),
     ],
     task: Annotated[
         str, typer.Option(help="classification, regression, survival, retrieval, localization or segmentation.")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the probe, new or empty.")],
-    target: Target = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the probe, new or empty.", callback=new_folder)],
+    id_column: IdColumn = None,
     head: Annotated[
         str | None,
         typer.Option(help="linear, mlp, pooler (over patches), knn (classification); segmentation: subpatch, decoder."),
     ] = None,
-    exclusive: Exclusive = False,
-    time: Time = "time",
-    event: Event = "event",
-    classes: Classes = None,
-    masks: Masks = None,
-    mask_folder: MaskFolder = None,
-    id_column: IdColumn = None,
-    allow_missing: AllowMissing = False,
+    read: dict[str, Any],
     seed: Seed = 0,
-    about: About = "",
-    dataset: Dataset = "",
-    license: License = None,
+    facts: "ProbeFacts",
 ) -> None:
     """Fits a probe on frozen features, calibrates it on validation scans, scores it once on test scans.
 
@@ -89,21 +63,6 @@ def probe(
     from voxelfm_hf.eval.probes.run import fit_and_evaluate, save_probe
     from voxelfm_hf.store import FeatureStore
 
-    read = reading_options(
-        labels,
-        task=task,
-        target=target,
-        head=head,
-        exclusive=exclusive,
-        time=time,
-        event=event,
-        classes=classes,
-        masks=masks,
-        mask_folder=mask_folder,
-        allow_missing=allow_missing,
-        seed=seed,
-    )
-    refuse_used(out)  # before test scans are scored
     quiet_libraries()
     fitted, reports, data, predictions = fit_and_evaluate(
         FeatureStore(store),
@@ -120,29 +79,30 @@ def probe(
     if fitted is None:
         console.print("retrieval has nothing to fit: no probe was written")
         return
-    facts = card_facts("probe", about=about, dataset=dataset, license=license)
     save_probe(out, fitted, reports, data, predictions, facts=facts)
     console.print(f"{plain(out)}: voxelfm predict SCAN --probe {plain(out)}")
 
 
 @app.command()
+@with_options(tasks=scan_tasks, opening=scan_options)
 def predict(
-    inputs: Inputs = None,
+    *,
+    tasks: "list[Task]",
+    point: Point = None,
     probe: Annotated[
         str, typer.Option("--probe", "-p", help="Folder or Hub id of a probe, or of a model with its head.")
-    ] = ...,  # type: ignore[assignment]
+    ],
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Backbone, where the probe does not name it.")
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Folder for answers, pictures, label maps; new or of this probe."),
+        typer.Option(
+            "--out", "-o", help="Folder for answers, pictures, label maps; new or of this probe.", file_okay=False
+        ),
     ] = None,
-    regions: Regions = None,
-    point: Point = None,
     as_json: AsJson = False,
-    assume_hu: AssumeHU = False,
-    spacing: Spacing = None,
+    opening: dict[str, Any],
 ) -> None:
     """What a probe says about scans: probability, value with interval, position or label map.
 
@@ -153,15 +113,15 @@ def predict(
 
     Example: voxelfm predict scans/ --probe nodule_probe --regions nodules.csv --out answers
     """
+    if point is not None:
+        if any(task.regions for task in tasks):
+            raise typer.BadParameter("--point and --regions both say where to look: give one of them")
+        tasks = [replace(task, regions=(parse_point(point, task.scan.identifier),)) for task in tasks]
+
     from voxelfm_hf.eval.probes.apply import ProbeReader
     from voxelfm_hf.eval.probes.predict_scans import predict_scans
 
-    if point is not None and regions is not None:
-        raise typer.BadParameter("--point and --regions both say where to look: give one of them")
     quiet_libraries()
-    tasks = tasks_of(inputs, regions)
-    if point is not None:
-        tasks = [replace(task, regions=(parse_point(point, task.scan.identifier),)) for task in tasks]
     reader = ProbeReader(probe, model=model)
     progress = progress_bar(len(tasks), "predicting")
 
@@ -182,7 +142,6 @@ def predict(
             on_answer=show,
             on_failure=say_failed,
             on_scan=lambda _: advance(progress, "scans/s"),
-            assume_hu=assume_hu,
-            spacing=parse_spacing(spacing),
+            **opening,
         )
     end_batch(failed=len(summary.failures), done=summary.added + summary.present, out=out)

@@ -8,26 +8,33 @@ from typing import Annotated, Any
 import typer
 
 from voxelfm_hf.cli.app import app, console, end_batch, errors, plain, quiet_libraries, say_failed
-from voxelfm_hf.cli.options import AsJson, AssumeHU, Spacing, parse_spacing
+from voxelfm_hf.cli.options import AsJson, scan_options, some_exist
+from voxelfm_hf.cli.shared_options import with_options
 from voxelfm_hf.failures import write_failures
 from voxelfm_hf.volumes.errors import ModelError, ScanError
 
 
 @app.command()
+@with_options(opening=scan_options)
 def report(
+    *,
     scans: Annotated[list[Path], typer.Argument(help="Scan files or DICOM folders.", metavar="SCAN…")],
     model: Annotated[str, typer.Option("--model", "-m", help="Report model: a folder or Hub id.")],
     prompt: Annotated[
         str | None, typer.Option(help="What to ask, in place of the request the model was trained with.")
     ] = None,
     prior: Annotated[
-        list[Path] | None, typer.Option(help="Earlier scan of the same patient, may be repeated, oldest first.")
+        list[Path] | None,
+        typer.Option(help="Earlier scan of the same patient, may be repeated, oldest first.", exists=True),
     ] = None,
     probe: Annotated[
         str | None, typer.Option("--probe", "-p", help="Classification probe, its probabilities beside the text.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder for the texts and pictures of the attention weights.")
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Folder for the texts and pictures of the attention weights.", file_okay=False
+        ),
     ] = None,
     as_json: AsJson = False,
     language_model: Annotated[
@@ -40,8 +47,7 @@ def report(
         Path | None, typer.Option(help="Also write the model whole, with encoder and language model, to this folder.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest report in tokens.")] = 256,
-    assume_hu: AssumeHU = False,
-    spacing: Spacing = None,
+    opening: dict[str, Any],
 ) -> None:
     """Writes the findings of scans as text, organ by organ. Not for clinical use.
 
@@ -51,14 +57,15 @@ def report(
 
     Example: voxelfm report chest.nii.gz --model report/stage2/model --probe probe --out written
     """
+    folders = [Path(os.path.abspath(path)).name for path in some_exist(scans)]
+    if out is not None and len(set(folders)) < len(folders):
+        raise typer.BadParameter("scans of the same name would share a folder in --out: give each an --out of its own")
+
     from voxelfm_hf.eval.probes.apply import ProbeReader
     from voxelfm_hf.eval.reports.agreement import compare_with_probe, finding_of
     from voxelfm_hf.report_writer import ReportWriter
     from voxelfm_hf.volumes import read_volume
 
-    folders = [Path(os.path.abspath(path)).name for path in scans]
-    if out is not None and len(set(folders)) < len(folders):
-        raise typer.BadParameter("scans of the same name would share a folder in --out: give each an --out of its own")
     quiet_libraries()
     writer = ReportWriter(model, language_model=language_model, vision_model=vision_model)
     reader = ProbeReader(probe) if probe else None
@@ -72,12 +79,11 @@ def report(
         )
     if unknown:
         errors.print(f"not compared, as no finding that is looked for in the text: {plain(', '.join(unknown))}")
-    options: dict[str, Any] = {"assume_hu": assume_hu, "spacing": parse_spacing(spacing)}
-    earlier = [read_volume(path, **options) for path in prior or ()]
+    earlier = [read_volume(path, **opening) for path in prior or ()]
     failures: list[tuple[str, str]] = []
     for path, folder in zip(scans, folders, strict=True):
         try:
-            volume = read_volume(path, **options)
+            volume = read_volume(path, **opening)
             written = writer.write(volume, prior=earlier, request=prompt, max_new_tokens=max_new_tokens)
             answer = reader.answer(volume) if reader else None
         except (ScanError, ValueError) as error:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,30 +18,31 @@ from voxelfm_hf.cli.app import (
 )
 from voxelfm_hf.cli.options import (
     AsJson,
-    AssumeHU,
-    Inputs,
     MaxPatches,
     ModelOption,
     Pad,
-    Regions,
-    RegionSize,
     Series,
-    Spacing,
-    parse_spacing,
-    tasks_of,
+    scan_options,
+    scan_tasks,
+    size_options,
 )
+from voxelfm_hf.cli.shared_options import with_options
 from voxelfm_hf.command import say_error
 from voxelfm_hf.failures import FAILURES_FILE
 from voxelfm_hf.hub import EMBEDDED
 from voxelfm_hf.volumes.errors import ScanError
 
+if TYPE_CHECKING:
+    from voxelfm_hf.scan_list import Task
+
 
 @app.command()
+@with_options(opening=scan_options)
 def info(
+    *,
     scans: Annotated[list[Path], typer.Argument(help="Scan files or DICOM folders.", metavar="SCAN…")],
     series: Series = None,
-    assume_hu: AssumeHU = False,
-    spacing: Spacing = None,
+    opening: dict[str, Any],
     as_json: AsJson = False,
 ) -> None:
     """What a file is: geometry, HU range, orientation, and what was repaired or assumed.
@@ -53,7 +54,7 @@ def info(
     failed = 0
     for path in scans:
         try:
-            facts = scan_facts(path, series=series, assume_hu=assume_hu, spacing=parse_spacing(spacing))
+            facts = scan_facts(path, series=series, **opening)
         except ScanError as error:
             failed += 1
             if as_json:
@@ -83,17 +84,17 @@ def _print_facts(path: Path, facts: dict[str, Any]) -> None:
 
 
 @app.command()
+@with_options(tasks=scan_tasks, sizes=size_options, opening=scan_options)
 def embed(
-    inputs: Inputs = None,
+    *,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Feature store: a folder, new or made by the same settings.")
-    ] = ...,  # type: ignore[assignment]
+        Path,
+        typer.Option("--out", "-o", help="Feature store: a folder, new or made by the same settings.", file_okay=False),
+    ],
     model: ModelOption = EMBEDDED,
     patches: Annotated[bool, typer.Option("--patches", help="Also keep the features of every patch.")] = False,
-    max_patches: MaxPatches = None,
-    pad: Pad = False,
-    regions: Regions = None,
-    region_size: RegionSize = None,
+    tasks: "list[Task]",
+    sizes: dict[str, Any],
     voxel_mm: Annotated[
         float | None, typer.Option(help="Voxel size of every prepared scan; by default that of its finest axis.")
     ] = None,
@@ -107,8 +108,7 @@ def embed(
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes that read ahead; by default by the cores.")
     ] = None,
-    assume_hu: AssumeHU = False,
-    spacing: Spacing = None,
+    opening: dict[str, Any],
 ) -> None:
     """Features of scans into a store; a rerun adds only what is missing.
 
@@ -124,18 +124,14 @@ def embed(
     from voxelfm_hf.read_ahead import default_workers
 
     quiet_libraries()
-    tasks = tasks_of(inputs, regions)
     options = EmbedOptions(
         patches=patches,
-        max_patches=max_patches,
-        pad=pad,
-        region_size=region_size,
         voxel_mm=voxel_mm,
         tile=tile,
         dtype=dtype,
         workers=default_workers(len(tasks)) if workers is None else workers,
-        assume_hu=assume_hu,
-        spacing=parse_spacing(spacing),
+        **sizes,
+        **opening,
     )
     progress = progress_bar(len(tasks), "embedding")
     with progress:
@@ -154,7 +150,9 @@ def embed(
 
 
 @app.command()
+@with_options(opening=scan_options)
 def picture(
+    *,
     scan: Annotated[Path, typer.Argument(help="Scan file or DICOM folder.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG to write.")],
     model: ModelOption = EMBEDDED,
@@ -164,8 +162,7 @@ def picture(
     max_patches: MaxPatches = None,
     pad: Pad = False,
     series: Series = None,
-    assume_hu: AssumeHU = False,
-    spacing: Spacing = None,
+    opening: dict[str, Any],
 ) -> None:
     """Axial, coronal and sagittal planes in lung, soft-tissue and bone windows, and patch features as colour.
 
@@ -176,7 +173,7 @@ def picture(
     from voxelfm_hf.pictures import save_picture
     from voxelfm_hf.volumes import read_volume
 
-    volume = read_volume(scan, series=series, assume_hu=assume_hu, spacing=parse_spacing(spacing))
+    volume = read_volume(scan, series=series, **opening)
     layers: dict[str, Any] = {}
     if features:
         from voxelfm_hf.features import EmbedOptions, embed_volume

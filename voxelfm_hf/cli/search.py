@@ -2,21 +2,26 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from voxelfm_hf.cli.app import app, console, plain, quiet_libraries
-from voxelfm_hf.cli.options import AssumeHU, Point, Spacing, parse_point, parse_spacing
+from voxelfm_hf.cli.options import Point, parse_point, scan_options
+from voxelfm_hf.cli.shared_options import with_options
 
 
 @app.command()
+@with_options(opening=scan_options)
 def search(
+    *,
     store: Annotated[Path, typer.Argument(help="Feature store of `voxelfm embed`.", metavar="STORE")],
     identifier: Annotated[
         str | None, typer.Option("--id", help="A scan or region of the store to compare with.")
     ] = None,
-    scan: Annotated[Path | None, typer.Option(help="A new scan to compare with: a file or DICOM folder.")] = None,
+    scan: Annotated[
+        Path | None, typer.Option(help="A new scan to compare with: a file or DICOM folder.", exists=True)
+    ] = None,
     point: Point = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Model, where the store does not name it.")] = None,
     count: Annotated[int, typer.Option("--count", "-k", min=1, help="Number of answers.")] = 10,
@@ -24,8 +29,7 @@ def search(
         list[str] | None, typer.Option(help="Id to leave out, such as other scans of the patient; may be repeated.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object an answer and line.")] = False,
-    assume_hu: AssumeHU = False,
-    spacing: Spacing = None,
+    opening: dict[str, Any],
 ) -> None:
     """The scans or regions of a store most like one of them or a new one, by cosine similarity of CLS vectors.
 
@@ -35,19 +39,22 @@ def search(
 
     Example: voxelfm search nodules --id chest.nii.gz#3 --without chest.nii.gz#1
     """
-    from voxelfm_hf.eval.search.index import ScanIndex
-    from voxelfm_hf.eval.search.query import query_vector, stored_vector
     from voxelfm_hf.store import FeatureStore
-    from voxelfm_hf.volumes import read_volume
 
     if (identifier is None) == (scan is None):
         raise typer.BadParameter("say what to search with: --id or --scan")
-    of_scan = {"--point": point, "--model": model, "--spacing": spacing, "--assume-hu": assume_hu or None}
-    needless = [option for option, value in of_scan.items() if value is not None]
+    of_scan = {"--point": point, "--model": model, "--spacing": opening["spacing"], "--assume-hu": opening["assume_hu"]}
+    needless = [option for option, value in of_scan.items() if value]
     if scan is None and needless:
         raise typer.BadParameter(f"{needless[0]} says how the scan of --scan is looked at, and --id needs none")
-    quiet_libraries()
+    region = parse_point(point, scan.name) if scan and point else None
     opened = FeatureStore(store)
+
+    from voxelfm_hf.eval.search.index import ScanIndex
+    from voxelfm_hf.eval.search.query import query_vector, stored_vector
+    from voxelfm_hf.volumes import read_volume
+
+    quiet_libraries()
     index = ScanIndex.of_store(opened)
     left_out = list(without or [])
     if identifier is not None:
@@ -55,8 +62,7 @@ def search(
         left_out.append(identifier)
     else:
         assert scan is not None
-        volume = read_volume(scan, assume_hu=assume_hu, spacing=parse_spacing(spacing))
-        region = parse_point(point, scan.name) if point else None
+        volume = read_volume(scan, **opening)
         query = query_vector(opened, volume, region=region, model=model)
     for match in index.search(query, k=count, without=left_out):
         if as_json:

@@ -13,7 +13,9 @@ from voxelfm_hf.hub import EMBEDDED
 @app.command()
 def space(
     model: ModelOption = EMBEDDED,
-    store: Annotated[Path | None, typer.Option(help="Feature store to search for similar scans.")] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="Feature store to search for similar scans.", exists=True, file_okay=False)
+    ] = None,
     probe: Annotated[str | None, typer.Option("--probe", "-p", help="Probe folder or Hub id to ask.")] = None,
     report: Annotated[str | None, typer.Option("--report", help="Report model, folder or Hub id, to ask.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets others in.")] = "127.0.0.1",

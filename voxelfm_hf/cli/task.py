@@ -3,7 +3,6 @@
 import inspect
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,34 +11,12 @@ import typer
 if TYPE_CHECKING:
     from voxelfm_hf.eval.probes.card import ProbeFacts
 
-Target = Annotated[
-    list[str] | None, typer.Option(help="Label column, may be repeated; localization: x, y and z of each point.")
-]
-Exclusive = Annotated[
-    bool, typer.Option("--exclusive", help="Classification: one column of class names, exactly one holds.")
-]
-Time = Annotated[str, typer.Option(help="Survival: column of the follow-up time.")]
-Event = Annotated[str, typer.Option(help="Survival: column with 1 for an event, 0 for censored.")]
-Classes = Annotated[
-    list[str] | None, typer.Option(help="Segmentation: names of the map's values, the background first.")
-]
-Masks = Annotated[str | None, typer.Option(help="Segmentation: column with the path of the label map.")]
-MaskFolder = Annotated[
-    Path | None, typer.Option(help="Segmentation: where relative paths of maps start; by default at the labels.")
-]
 AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Leave labels without features out.")]
 Seed = Annotated[int, typer.Option(help="Seed of the splits (where none are given) and of the fit.")]
-About = Annotated[
-    str, typer.Option(help="For the card: what scans and labels are, where they come from.", rich_help_panel="Card")
-]
-Dataset = Annotated[
-    str, typer.Option(help="For the card: name of the data set, or its Hub id.", rich_help_panel="Card")
-]
-License = Annotated[
-    str | None, typer.Option(help="For the card: licence of the probe, as the Hub calls it.", rich_help_panel="Card")
-]
 
 UNDEFINED = "undefined"
+# Options of `reading_options` whose argument has a name of its own.
+OTHER_NAMES = {"mask_folder": "folder"}
 
 
 def estimate_text(estimate: dict[str, Any]) -> str:
@@ -52,48 +29,110 @@ def estimate_text(estimate: dict[str, Any]) -> str:
 
 def reading_options(
     labels: Path,
-    *,
     task: str,
-    target: Sequence[str] | None,
     head: str | None,
-    exclusive: bool,
-    time: str,
-    event: str,
-    classes: Sequence[str] | None,
-    masks: str | None,
-    mask_folder: Path | None,
-    allow_missing: bool,
     seed: int,
+    target: Annotated[
+        list[str] | None, typer.Option(help="Label column, may be repeated; localization: x, y and z of each point.")
+    ] = None,
+    exclusive: Annotated[
+        bool, typer.Option("--exclusive", help="Classification: one column of class names, exactly one holds.")
+    ] = False,
+    classes: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name of a class, repeated for each: of the values of a segmentation's map, the background first, or "
+            "of the column of --exclusive, whose order it sets."
+        ),
+    ] = None,
+    unit: Annotated[
+        list[str] | None,
+        typer.Option(help="Regression: unit of the target, repeated for each target; survival: unit of the time."),
+    ] = None,
+    time: Annotated[str | None, typer.Option(help="Survival: column of the follow-up time; by default time.")] = None,
+    event: Annotated[
+        str | None, typer.Option(help="Survival: column with 1 for an event, 0 for censored; by default event.")
+    ] = None,
+    horizon: Annotated[
+        list[float] | None,
+        typer.Option(help="Survival: time at which an AUROC is given too, in the unit of the time; may be repeated."),
+    ] = None,
+    masks: Annotated[str | None, typer.Option(help="Segmentation: column with the path of the label map.")] = None,
+    mask_folder: Annotated[
+        Path | None, typer.Option(help="Segmentation: where relative paths of maps start; by default at the labels.")
+    ] = None,
+    patient_column: Annotated[
+        str | None,
+        typer.Option(help="Column that names the patient, whose scans stay in one split; usual names are recognised."),
+    ] = None,
+    allow_missing: AllowMissing = False,
 ) -> dict[str, Any]:
-    """The arguments of the `read` of a task's file: those of the options that it takes.
+    """How a task reads its labels: arguments of the `read` of its file.
+
+    An option is called as the argument of `read` or `open_data` that it sets, or by its singular where it may be
+    repeated; defaults stand there.
 
     Raises:
-        typer.BadParameter: no such task or head, or an option that the task needs is missing.
+        typer.BadParameter: no such task or head, or an option that the task does not take, lacks, or takes another
+            number of times.
     """
+    options = {name: value for name, value in locals().items() if name not in ("labels", "task", "seed")}
+
     from voxelfm_hf.eval.tasks import load_task, task_names
-    from voxelfm_hf.modeling.configuration_voxelfm_probe import HEADS_OF_TASK
 
     if task not in task_names():
         raise typer.BadParameter(f"--task is one of {', '.join(task_names())}, got {task}")
-    if head and head not in HEADS_OF_TASK.get(task, ()):
-        raise typer.BadParameter(f"--head of {task} is one of {', '.join(HEADS_OF_TASK.get(task, ()))}, got {head}")
-    taken = inspect.signature(load_task(task).read).parameters
-    if "targets" in taken and not target:
-        raise typer.BadParameter(f"--task {task} needs --target")
-    if task == "segmentation" and not classes:
-        raise typer.BadParameter("--task segmentation needs --classes, the background first")
-    given: dict[str, Any] = {"targets": target, "exclusive": exclusive, "time": time, "event": event, "head": head}
-    given |= {"classes": classes, "masks": masks, "folder": mask_folder or labels.parent}
-    always = {"split_seed": seed, "allow_missing": allow_missing}
-    return {**always, **{name: value for name, value in given.items() if name in taken and value is not None}}
+    from voxelfm_hf.eval.tasks.data import open_data
+    from voxelfm_hf.modeling.configuration_voxelfm_probe import HEADS_OF_TASK
+
+    heads = HEADS_OF_TASK.get(task, ())
+    if head and head not in heads:
+        known = f"--head of {task} is one of {', '.join(heads)}, got {head}"
+        raise typer.BadParameter(known if heads else f"--task {task} takes no --head")
+    taken = {**inspect.signature(open_data).parameters, **inspect.signature(load_task(task).read).parameters}
+    read: dict[str, Any] = {"split_seed": seed, **({"folder": labels.parent} if "folder" in taken else {})}
+    for option, value in options.items():
+        names = (option, f"{option}s", OTHER_NAMES.get(option, option))
+        argument = next((name for name in names if name in taken), None)
+        typed = f"--{option.replace('_', '-')}"
+        if argument is None:
+            if value:
+                raise typer.BadParameter(f"--task {task} takes no {typed}")
+        elif value:
+            read[argument] = value
+        elif taken[argument].default is inspect.Parameter.empty:
+            raise typer.BadParameter(f"--task {task} needs {typed}")
+    if task == "classification" and classes and not exclusive:
+        raise typer.BadParameter("--classes of classification are those of one column of class names: add --exclusive")
+    if unit and task == "regression" and len(unit) != len(read["targets"]):
+        raise typer.BadParameter(f"--unit is given once for each --target, got {len(unit)} for {len(read['targets'])}")
+    if unit and task == "survival":
+        if len(unit) > 1:
+            raise typer.BadParameter(f"--unit of survival is that of the time and given once, got {', '.join(unit)}")
+        read["unit"] = unit[0]
+    return read
 
 
-def card_facts(command: str, *, about: str, dataset: str, license: str | None) -> "ProbeFacts":
+def card_facts(
+    context: typer.Context,
+    about: Annotated[
+        str,
+        typer.Option(help="For the card: what scans and labels are, where they come from.", rich_help_panel="Card"),
+    ] = "",
+    dataset: Annotated[
+        str, typer.Option(help="For the card: name of the data set, or its Hub id.", rich_help_panel="Card")
+    ] = "",
+    license: Annotated[
+        str | None,
+        typer.Option(help="For the card: licence of the probe, as the Hub calls it.", rich_help_panel="Card"),
+    ] = None,
+) -> "ProbeFacts":
     """What the options of the card say, with the command as it was typed."""
     from voxelfm_hf.eval.probes.card import ProbeFacts
 
     dataset_id = dataset if dataset.count("/") == 1 else None
-    return ProbeFacts(about=about, dataset=dataset, dataset_id=dataset_id, license=license, command=_typed(command))
+    command = _typed(context.info_name or "")
+    return ProbeFacts(about=about, dataset=dataset, dataset_id=dataset_id, license=license, command=command)
 
 
 def _typed(command: str) -> str:

@@ -1,0 +1,122 @@
+"""What `voxelfm probe` and `finetune` make of the options that say how a task reads its labels."""
+
+import csv
+import json
+import subprocess
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from voxelfm_hf.cli import app
+from voxelfm_hf.store import StoreWriter
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A store of 60 scans, two a person, and labels with the columns of several tasks."""
+    folder = tmp_path_factory.mktemp("options")
+    generator = np.random.default_rng(0)
+    features = generator.normal(size=(60, 4))
+    facts = {"spacing_mm": [1.0] * 3, "effective_spacing_mm": [1.0] * 3, "field_of_view_mm": [60.0] * 3}
+    facts["patch_affine"] = np.eye(4).ravel().tolist()
+    rows = [
+        {"id": f"s{i}", "source": f"s{i}.nii", "cls": row.tolist(), "grid": [4, 4, 4], "notes": [], **facts}
+        for i, row in enumerate(features)
+    ]
+    StoreWriter(folder / "store", {"model": "m", "weight_hash": "w", "processor": {}}).add(rows)
+    lines = ["id,who,days,died,age,weight"]
+    for i, row in enumerate(features):
+        lines.append(f"s{i},{i // 2},{1 + 90 * np.exp(-row[0]):.2f},{i % 3 != 0:d},{50 + 9 * row[1]:.1f},{70 + i}")
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+    (folder / "s0.nii").touch()
+    return folder
+
+
+def probe(folder, *words, out="out"):
+    words = ["probe", folder / "store", folder / "labels.csv", "--out", folder / out, *words]
+    return CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "200"})
+
+
+def test_survival_takes_unit_horizons_and_the_column_of_patients(folder):
+    words = ["--task", "survival", "--time", "days", "--event", "died", "--unit", "days", "--patient-column", "who"]
+    done = probe(folder, *words, "--horizon", "60", "--horizon", "90.5", out="survival")
+    assert done.exit_code == 0, done.output
+    assert "auroc_at_60" in done.output and "auroc_at_90.5" in done.output
+    config = json.loads((folder / "survival" / "config.json").read_text())
+    assert config["target_unit"] == ["days"]
+    # A person's two scans are in the same split.
+    with open(folder / "survival" / "predictions.csv", newline="") as file:
+        people = Counter(int(row["id"][1:]) // 2 for row in csv.DictReader(file))
+    assert len(people) >= 5 and set(people.values()) == {2}
+
+
+def test_regression_takes_a_unit_for_each_target(folder):
+    words = ["--task", "regression", "--target", "age", "--target", "weight"]
+    done = probe(folder, *words, "--unit", "years", "--unit", "kg", out="regression")
+    assert done.exit_code == 0, done.output
+    assert json.loads((folder / "regression" / "config.json").read_text())["target_unit"] == ["years", "kg"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("--task regression --target age --exclusive", "--task regression takes no --exclusive"),
+        ("--task regression --target age --horizon 3", "--task regression takes no --horizon"),
+        ("--task regression --target age --time time", "--task regression takes no --time"),
+        ("--task survival --target age", "--task survival takes no --target"),
+        ("--task classification --target died --mask-folder .", "--task classification takes no --mask-folder"),
+        ("--task classification --target died --classes a", "add --exclusive"),
+        ("--task retrieval --target died --head linear", "--task retrieval takes no --head"),
+        ("--task survival --head knn", "--head of survival is one of linear"),
+        ("--task classification", "--task classification needs --target"),
+        ("--task segmentation", "--task segmentation needs --classes"),
+        ("--task regression --target age --unit a --unit b", "--unit is given once for each --target, got 2 for 1"),
+        ("--task survival --unit days --unit weeks", "given once, got days, weeks"),
+        ("--task nonsense", "--task is one of classification"),
+    ],
+)
+def test_options_that_a_task_does_not_take_are_refused(folder, words, sentence):
+    done = probe(folder, *words.split())
+    assert done.exit_code == 2 and sentence in done.output, done.output
+    assert not (folder / "out").exists()
+    scan = ["finetune", str(folder / "s0.nii"), "--labels", str(folder / "labels.csv"), "--out", str(folder / "out")]
+    done = CliRunner().invoke(app, [*scan, *words.split()], env={"COLUMNS": "200"})
+    assert done.exit_code == 2 and sentence in done.output, done.output
+
+
+def test_maps_lie_beside_the_labels_where_no_folder_is_named(folder, monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        "voxelfm_hf.eval.probes.run.fit_and_evaluate",
+        lambda *_, read, **__: given.append(read) or (None, {}, None, None),
+    )
+    words = ["--task", "segmentation", "--classes", "background", "--classes", "lung", "--seed", "4"]
+    assert probe(folder, *words).exit_code == 0
+    assert probe(folder, *words, "--mask-folder", folder / "maps", "--allow-missing").exit_code == 0
+    first = {"split_seed": 4, "folder": folder, "classes": ["background", "lung"]}
+    assert given == [first, first | {"folder": folder / "maps", "allow_missing": True}]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("probe", "nowhere", "labels.csv", "--task", "survival", "--out", "x"),
+        ("embed", "nowhere.nii.gz", "--out", "x"),
+        ("embed", "labels.csv", "--out", "labels.csv"),
+        ("predict", "nowhere", "--probe", "x"),
+        ("finetune", "nowhere", "--labels", "labels.csv", "--task", "survival", "--out", "x"),
+        ("search", "nowhere", "--id", "a"),
+        ("confounds", "store", "nowhere", "--acquisition", "a", "--out", "x"),
+        ("report", "nowhere", "--model", "x"),
+    ],
+)
+def test_wrong_paths_are_refused_before_torch_is_imported(folder, words):
+    code = "import sys; from voxelfm_hf.cli import main\nfrom contextlib import suppress\n"
+    code += "with suppress(SystemExit): print('ended', main())\nsys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "nowhere" in done.stderr or "is a file" in done.stderr
+    assert "Traceback" not in done.stderr and not (folder / "x").exists()
