@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-import numpy as np
-
 from voxelfm_hf.card_results import model_index
 from voxelfm_hf.cards import number, probe_card, score_table
 from voxelfm_hf.eval.metrics.catalogue import metric_title
@@ -17,7 +15,6 @@ from voxelfm_hf.markdown import cell, table
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.training.probe.settings import DEFAULT_SETTINGS
 
-UNKNOWN = "unknown"
 # What a setting of no value stands for.
 UNSET = {"batch_size": "all rows at once", "window": "whole scans"}
 
@@ -72,6 +69,7 @@ def write_probe_card(
     on_hub = "/" in base
     targets = ", ".join(data.names)
     counts = {split: module.counts(data, data.rows(split)) for split in ("train", "val", "test")}
+    patients = {split: data.patients(split) for split in counts}
     return probe_card(
         task=data.task,
         license=facts.license,
@@ -90,7 +88,8 @@ def write_probe_card(
         data=facts.about or "The author has not said what the scans and labels are and where they come from.",
         count_names=[cell(name) for name in counts["train"]],
         counts={
-            split: [len(data.rows(split)), _patients(data, split), *found.values()] for split, found in counts.items()
+            split: [len(data.rows(split)), "unknown" if patients[split] is None else patients[split], *found.values()]
+            for split, found in counts.items()
         },
         split_rule=_split_rule(data),
         fit=_fit(config, tuning),
@@ -173,16 +172,12 @@ def _features(config: Any) -> str:
 
 
 def _limits(data: TaskData) -> str:
-    scans, patients = len(data.rows("train")), _patients(data, "train")
-    of = "an unknown number of" if patients == UNKNOWN else patients
+    scans, patients = len(data.rows("train")), data.patients("train")
+    of = "an unknown number of" if patients is None else patients
     return (
         f"It has learned from {scans} scans or regions of {of} patients; scores hold for scans, labels and a mix "
         "of findings like those of the test rows, and may be lower at other hospitals and scanners."
     )
-
-
-def _patients(data: TaskData, split: str) -> int | str:
-    return UNKNOWN if data.patient_column is None else len(np.unique(data.groups[data.rows(split)]))
 
 
 def _settings(config: Any, fit: Mapping[str, Any]) -> dict[str, str]:

@@ -71,6 +71,10 @@ class TaskData:
         """Row numbers of a split."""
         return np.flatnonzero(self.splits == split)
 
+    def patients(self, split: str) -> int | None:
+        """How many patients a split has; None where the label table does not tell them apart."""
+        return None if self.patient_column is None else len(np.unique(self.groups[self.rows(split)]))
+
     def column(self, number: int) -> np.ndarray:
         """(n, k) targets of one of the names; of exclusive classes, all of which share a column, that column."""
         width = max(1, self.targets.shape[1] // len(self.names))

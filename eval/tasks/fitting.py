@@ -124,7 +124,7 @@ def fit_facts(data: TaskData, train: np.ndarray, seed: int) -> dict[str, Any]:
         "features_dtype": data.run.get("dtype"),
         "field_of_view_mm": [extents.min(axis=0).round(1).tolist(), extents.max(axis=0).round(1).tolist()],
         "rows": {"train": len(train), "val": len(data.rows("val")), "test": len(data.rows("test"))},
-        "patients": {split: len(np.unique(data.groups[data.rows(split)])) for split in ("train", "val", "test")},
+        "patients": {split: data.patients(split) for split in ("train", "val", "test")},
     }
 
 

@@ -12,7 +12,7 @@ from voxelfm_hf.eval.labels import LabelTable
 from voxelfm_hf.eval.metrics.catalogue import find_measure
 from voxelfm_hf.eval.metrics.measure import MACRO
 from voxelfm_hf.eval.metrics.scoring import per_row_report
-from voxelfm_hf.eval.metrics.segmentation import segmentation_scores
+from voxelfm_hf.eval.metrics.segmentation import METRICS, segmentation_scores
 from voxelfm_hf.eval.tasks.answer import Answer, EncodedScan
 from voxelfm_hf.eval.tasks.data import TaskData, open_data
 from voxelfm_hf.eval.tasks.fitting import FitOptions, check_features, fit_columns, too_few
@@ -28,7 +28,6 @@ from voxelfm_hf.volumes.errors import LabelError
 ANSWER = "class probabilities on the size asked for"
 HEADLINES = ("dice_macro",)
 HAS_MACRO = False
-METRICS = ("dice", "hd95", "nsd")
 MASK_COLUMNS = ("mask", "mask_file", "label_file", "segmentation")
 NOT_ANNOTATED = -1
 

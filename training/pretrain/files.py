@@ -10,17 +10,18 @@ from voxelfm_hf.cards import NO_LICENSE, TAGS, render_card
 from voxelfm_hf.files import written_file
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMImageProcessor
 from voxelfm_hf.training.pretrain.recipe import PretrainRecipe
+from voxelfm_hf.training.pretrain.self_distillation import LOSSES
 from voxelfm_hf.training.run_folder import replace_folder
 
 # What the picture of the log shows.
 PANELS = {
-    "losses": ("total", "dino_local", "dino_global", "ibot"),
-    "KoLeo": ("koleo",),
+    **LOSSES,
     "teacher targets (nats)": ("teacher_entropy", "teacher_kl_to_uniform"),
     "feature rank": ("feature_rank",),
     "gradient norm": ("grad_norm",),
     "online probe (balanced accuracy)": ("probe_knn", "probe_linear"),
 }
+PANELS_A_ROW = 3
 
 
 def make_processor(recipe: PretrainRecipe, *, max_patches: int) -> VoxelFMImageProcessor:
@@ -50,9 +51,10 @@ def plot_log(entries: list[dict[str, Any]], path: Path) -> None:
     """Draw losses, collapse metrics and probe scores against steps."""
     from matplotlib.figure import Figure  # slow to import, needed at the end of a run
 
-    figure = Figure(figsize=(12, 6), layout="constrained")
-    axes = figure.subplots(2, 3).ravel()
-    for axis, (title, names) in zip(axes, PANELS.items(), strict=True):
+    rows = -(-len(PANELS) // PANELS_A_ROW)
+    figure = Figure(figsize=(4 * PANELS_A_ROW, 3 * rows), layout="constrained")
+    axes = figure.subplots(rows, PANELS_A_ROW).ravel()
+    for axis, (title, names) in zip(axes, PANELS.items(), strict=False):
         for name in names:
             points = [(entry["step"], entry[name]) for entry in entries if entry.get(name) is not None]
             if points:

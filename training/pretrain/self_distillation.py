@@ -26,6 +26,9 @@ from voxelfm_hf.training.pretrain.losses import (
 )
 from voxelfm_hf.training.pretrain.targets import Centre, row_targets, sinkhorn_centre
 
+# The losses that `Student` gives back, by the panel of the log's picture that shows them.
+LOSSES = {"losses": ("total", "dino_local", "dino_global", "ibot"), "KoLeo": ("koleo",)}
+
 
 @dataclass(frozen=True)
 class LossSettings:
@@ -106,8 +109,7 @@ class Student(nn.Module):
             teacher: what to learn from.
 
         Returns:
-            Scalar fp32 losses: `total`, and without gradient `dino_local`, `dino_global`, `ibot` and `koleo`, whose
-            weighted sum it is.
+            Scalar fp32 losses, those of `LOSSES`: `total`, and without gradient the others, whose weighted sum it is.
         """
         num_globals, batch = global_crops.shape[0], global_crops.shape[0] // 2
         num_locals = local_crops.shape[0] // batch
