@@ -185,7 +185,6 @@ def finetune_and_save(
     task: str,
     read: Mapping[str, Any],
     mode: str,
-    head: str | None = None,
     seed: int = 0,
     settings: FinetuneSettings | None = None,
     options: EmbedOptions = EmbedOptions(),  # noqa: B008 (frozen)
@@ -201,9 +200,8 @@ def finetune_and_save(
             may be deleted when all is done.
         model: Folder or Hub repository of the backbone.
         task: Name of the task.
-        read: Options of its `read`.
+        read: Options of its `read`, the head among them.
         mode: lora, last_K or full.
-        head: Of the probe; the task's own by default.
         seed: Of the fit.
         settings: Of the fine-tuning.
         options: How scans are read and prepared.
@@ -223,9 +221,9 @@ def finetune_and_save(
     done = [name for name in (ADAPTER, MODEL, PROBE) if (out / name).exists()]
     if done:
         raise VoxelFMError(f"{out / done[0]} exists already: name a new folder")
-    chosen_head = head or read.get("head") or HEADS_OF_TASK[task][0]
-    _check_head(task, chosen_head)
-    chosen = replace(options, patches=chosen_head in PATCH_HEADS, dtype="float32")
+    head = read.get("head") or HEADS_OF_TASK[task][0]
+    _check_head(task, head)
+    chosen = replace(options, patches=head in PATCH_HEADS, dtype="float32")
     inputs, failures = prepare_inputs(tasks, model, out / "work" / "inputs", chosen)
     failures = {**embed_scans(tasks, model, out / "work" / "store", chosen).failures, **failures}
     if failures:
@@ -233,8 +231,8 @@ def finetune_and_save(
     data = module.read(FeatureStore(out / "work" / "store"), labels, **read)
     tuner = Tuner(model, inputs, settings)
     test = data.rows("test")
-    frozen = _reports(module, tuner.fit(data, mode="frozen", head=head, seed=seed), test)[0]
-    tuned = tuner.fit(data, mode=mode, head=head, seed=seed, folder=out / "work" / "fit", on_epoch=on_epoch)
+    frozen = _reports(module, tuner.fit(data, mode="frozen", seed=seed), test)[0]
+    tuned = tuner.fit(data, mode=mode, seed=seed, folder=out / "work" / "fit", on_epoch=on_epoch)
     reports, predictions = _reports(module, tuned, test)
     if tuned.finetuned is None or not process_state().is_main_process:
         return None

@@ -44,10 +44,6 @@ def probe(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the probe, new or empty.", callback=new_folder)],
     id_column: IdColumn = None,
-    head: Annotated[
-        str | None,
-        typer.Option(help="linear, mlp, pooler (over patches), knn (classification); segmentation: subpatch, decoder."),
-    ] = None,
     read: dict[str, Any],
     seed: Seed = 0,
     facts: "ProbeFacts",

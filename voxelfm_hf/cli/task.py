@@ -30,8 +30,14 @@ def estimate_text(estimate: dict[str, Any]) -> str:
 def reading_options(
     labels: Path,
     task: str,
-    head: str | None,
     seed: int,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            help="linear, mlp, pooler (over patches), knn (classification, frozen); segmentation: subpatch, decoder; "
+            "localization: position. The first of a task is its default."
+        ),
+    ] = None,
     target: Annotated[
         list[str] | None, typer.Option(help="Label column, may be repeated; localization: x, y and z of each point.")
     ] = None,
