@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any, Unpack
 
 import numpy as np
-import torch
 
 from voxelfm_hf.eval.labels import LabelTable, binary_target, class_target
 from voxelfm_hf.eval.metrics import binary, multiclass
@@ -118,11 +117,8 @@ def calibrate(probe: VoxelFMProbe, data: TaskData, *, train: np.ndarray | None =
 
 def predict(probe: VoxelFMProbe, data: TaskData, rows: np.ndarray, *, device: str = "cpu") -> np.ndarray:
     """Calibrated probabilities (rows, findings or classes)."""
-    logits = probe_outputs(probe, data, rows, device=device)
-    temperature = torch.tensor(probe.config.temperature or [1.0])
-    return (
-        (logits / temperature[0]).softmax(-1) if probe.config.is_single_label else (logits / temperature).sigmoid()
-    ).numpy()
+    found: Any = probe.answers(probe_outputs(probe, data, rows, device=device))
+    return found.predictions.numpy()
 
 
 def settle(

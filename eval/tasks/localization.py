@@ -97,8 +97,9 @@ def fit(data: TaskData, **options: Unpack[FitOptions]) -> VoxelFMProbe:
 
 def predict(probe: VoxelFMProbe, data: TaskData, rows: np.ndarray, *, device: str = "cpu") -> np.ndarray:
     """Points (rows, points, 3) in LPS millimetres (x, y, z)."""
-    outputs = probe_outputs(probe, data, rows, device=device).numpy().reshape(len(rows), -1, 3)
-    return np.array([to_lps(o, data.affines[r], data.grids[r]) for o, r in zip(outputs, rows, strict=True)])
+    found: Any = probe.answers(probe_outputs(probe, data, rows, device=device))
+    points = zip(found.predictions.numpy(), rows, strict=True)
+    return np.array([to_lps(point, data.affines[row], data.grids[row]) for point, row in points])
 
 
 def answer(probe: VoxelFMProbe, scan: EncodedScan) -> Answer:

@@ -91,8 +91,8 @@ def calibrate(probe: VoxelFMProbe, data: TaskData, *, train: np.ndarray | None =
 
 def predict(probe: VoxelFMProbe, data: TaskData, rows: np.ndarray, *, device: str = "cpu") -> np.ndarray:
     """Predictions (rows, targets) in the unit of the targets."""
-    outputs = probe_outputs(probe, data, rows, device=device).numpy()
-    return outputs * np.array(probe.config.target_scale) + np.array(probe.config.target_mean)
+    found: Any = probe.answers(probe_outputs(probe, data, rows, device=device).double())
+    return found.predictions.numpy()
 
 
 def settle(

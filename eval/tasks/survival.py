@@ -93,7 +93,8 @@ def calibrate(probe: VoxelFMProbe, data: TaskData, *, train: np.ndarray | None =
 
 def predict(probe: VoxelFMProbe, data: TaskData, rows: np.ndarray, *, device: str = "cpu") -> np.ndarray:
     """Log risks (rows, 1); `probe.survival(risks, times)` turns them into curves."""
-    return probe_outputs(probe, data, rows, device=device).numpy()
+    found: Any = probe.answers(probe_outputs(probe, data, rows, device=device))
+    return found.predictions.numpy()
 
 
 def settle(

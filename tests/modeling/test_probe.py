@@ -200,11 +200,38 @@ def test_predictions_are_in_natural_units():
     found, logits = probe.predict(cls=cls), probe(cls=cls).logits
     torch.testing.assert_close(found.predictions[:, 0], (logits[:, 0] / 2).sigmoid())
     assert found.positive[:, 1].all() and not found.positive[:, 2].any()
+    chances = found.predictions[0].tolist()
+    probe.config.threshold = [chances[0], chances[1] - 1e-3, chances[2] + 1e-3]
+    assert probe.predict(cls=cls[:1]).positive.tolist() == [[True, True, False]]  # reaching it is enough
+    exclusive = VoxelFMProbe(config_of("classification", temperature=[2.0], problem_type="single_label_classification"))
+    found = exclusive.predict(cls=cls)
+    torch.testing.assert_close(found.predictions, (exclusive(cls=cls).logits / 2).softmax(1))
+    assert found.positive is None
     fields = {"target_mean": [10.0] * 3, "target_scale": [2.0] * 3, "interval_half_width": [1.0, 2.0, 3.0]}
     probe = VoxelFMProbe(config_of("regression", **fields))
     found = probe.predict(cls=cls)
     torch.testing.assert_close(found.predictions, probe(cls=cls).logits * 2 + 10)
-    torch.testing.assert_close(found.high - found.low, torch.tensor([[2.0, 4, 6]]).expand(5, 3))
+    torch.testing.assert_close(found.high - found.predictions, torch.tensor([[1.0, 2, 3]]).expand(5, 3))
+    torch.testing.assert_close(found.predictions - found.low, torch.tensor([[1.0, 2, 3]]).expand(5, 3))
+
+
+def test_points_come_one_after_the_other_and_chances_of_classes_add_up_in_each_voxel():
+    patches = torch.randn(2, 3, 2, 2, 8)
+    points = VoxelFMProbe(config_of("localization", head="position", num_points=2))
+    logits = points(patches=patches).logits
+    torch.testing.assert_close(points.predict(patches=patches).predictions[:, 1], logits[:, 3:])
+    maps = VoxelFMProbe(config_of("segmentation", head="subpatch", voxels_per_patch=2))
+    found = maps.predict(patches=patches, size=(6, 4, 4)).predictions
+    assert found.shape == (2, 3, 6, 4, 4)
+    torch.testing.assert_close(found.sum(1), torch.ones(2, 6, 4, 4))
+
+
+def test_the_loss_of_a_regression_is_in_units_of_the_spread_of_its_targets():
+    probe = VoxelFMProbe(config_of("regression", target_mean=[10.0, 0.0, 0.0], target_scale=[2.0, 1.0, 5.0]))
+    cls, labels = torch.randn(6, 8), torch.randn(6, 3) * 4
+    wanted = (labels - torch.tensor([10.0, 0, 0])) / torch.tensor([2.0, 1, 5])
+    expected = torch.nn.functional.mse_loss(probe(cls=cls).logits, wanted)
+    torch.testing.assert_close(probe(cls=cls, labels=labels).loss, expected)
 
 
 def test_survival_curve_steps_at_the_baseline_times_and_stops_with_the_follow_up():
