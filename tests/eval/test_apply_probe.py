@@ -9,6 +9,7 @@ from voxelfm_hf.data.phantom import make_phantom
 from voxelfm_hf.eval.labels import read_labels
 from voxelfm_hf.eval.probes.apply import ProbeReader
 from voxelfm_hf.eval.tasks import load_task
+from voxelfm_hf.eval.tasks.segmentation import segment
 from voxelfm_hf.features import EmbedOptions, Task, embed_scans
 from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
@@ -82,9 +83,17 @@ def test_a_scan_file_gives_what_its_stored_features_give(made, volume, name, opt
         assert answer.positive == {"sick": answer.values["sick"] >= threshold}
     if name == "regression":
         assert answer.units == {"size": "mm"}
+        probe = VoxelFMProbe.from_pretrained(folder)
+        probe.config.interval_half_width = [2.5]  # one validation scan is too few for an interval
+        probe.save_pretrained(folder)
+        wide, value = ProbeReader(folder, model=made / "model").answer(volume), answer.values["size"]
+        assert answer.intervals == {} and wide.intervals == {"size": pytest.approx((value - 2.5, value + 2.5))}
     if name == "survival":
         chances = list(answer.survival.values())
         assert chances == sorted(chances, reverse=True) and len(chances) == 3
+        config = VoxelFMProbe.from_pretrained(folder).config
+        expected = np.exp(-np.array(config.baseline_hazard) * np.exp(answer.values["event"]))
+        assert answer.survival == pytest.approx(dict(zip(config.baseline_times, expected, strict=True)))
 
 
 def test_a_point_comes_back_in_millimetres(made, volume):
@@ -133,6 +142,17 @@ def test_a_label_map_lies_on_the_grid_of_the_scan(made):
     answer = ProbeReader(made / "probe-segmentation").answer(phantom.volume)
     assert answer.label_map.shape == phantom.volume.hu.shape
     assert phantom.volume.restore(answer.label_map).shape == phantom.volume.restore(phantom.labels).shape
+
+
+def test_a_label_map_is_that_of_the_stored_patches_at_their_place(made, volume):
+    fields = {"task": "segmentation", "feature_size": 24, "id2label": {0: "rest", 1: "organ"}}
+    probe = VoxelFMProbe(VoxelFMProbeConfig(head="subpatch", base_model_name_or_path=str(made / "model"), **fields))
+    probe.save_pretrained(made / "probe-organ")
+    store = FeatureStore(made / "store")
+    affine = np.array(store.table["patch_affine"].to_pylist()[store.ids.index("4.npy")]).reshape(4, 4)
+    expected = segment(probe, store.patches("4.npy"), affine, volume)
+    found = ProbeReader(made / "probe-organ").answer(volume).label_map
+    assert 0.05 < expected.mean() < 0.95 and (found == expected).mean() > 0.98
 
 
 def test_a_scan_of_another_extent_than_the_training_scans_is_noted(made, volume):

@@ -1,6 +1,7 @@
 import csv
 import inspect
 import json
+from dataclasses import replace
 from itertools import combinations
 
 import nibabel as nib
@@ -333,11 +334,38 @@ def test_a_grid_of_fits(store, labels):
     assert any("needs both classes" in g.note and np.isnan(g.predictions).all() for g in tiny)
 
 
-def test_grid_of_regression_and_survival(store, labels):
-    sizes = fit_grid(load_task("regression").read(store, labels, targets=["size"]))[0]
-    assert np.corrcoef(sizes.predictions, np.array(labels.column("size"))[sizes.rows])[0, 1] > 0.9
-    risks = fit_grid(load_task("survival").read(store, labels))[0]
-    assert np.isfinite(risks.predictions).all()
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [("regression", {"targets": ["size"]}), ("survival", {}), ("classification", {"targets": ["sick"]})],
+)
+def test_a_fit_of_a_grid_is_the_fit_alone(store, labels, name, read):
+    task = load_task(name)
+    data = task.read(store, labels, **read)
+    (found,) = fit_grid(data)
+    probe = task.fit(data)
+    np.testing.assert_allclose(found.predictions, task.predict(probe, data, found.rows)[:, 0], rtol=1e-4, atol=1e-4)
+    if name == "classification":
+        assert found.threshold == pytest.approx(probe.config.threshold[0], abs=1e-4)
+
+
+def test_a_grid_says_why_a_cell_has_no_fit(store, labels):
+    data = load_task("survival").read(store, labels)
+    calm = data.targets.copy()
+    calm[data.rows("train"), 1] = 0
+    (found,) = fit_grid(replace(data, targets=calm))
+    assert found.note == "no event among 72 training scans" and np.isnan(found.predictions).all()
+
+
+def test_ceiling_features_know_the_answer(store, labels):
+    exclusive = load_task("classification").read(store, labels, targets=["grade"], exclusive=True)
+    found = load_task("classification").ceiling(exclusive)
+    assert (found.sum(1) == 1).all() and (found.argmax(1) == exclusive.targets[:, 0]).all()
+    survival = load_task("survival").read(store, labels)
+    np.testing.assert_array_equal(load_task("survival").ceiling(survival)[:, 0], survival.targets[:, 0])
+    sick = load_task("retrieval").read(store, labels, targets=["sick"])
+    vectors = load_task("retrieval").ceiling(sick)
+    alike = sick.targets == sick.targets.T
+    np.testing.assert_array_equal(np.sign(vectors @ vectors.T), np.where(alike, 1, -1))
 
 
 def test_features_of_other_weights_are_refused(store, labels):

@@ -163,6 +163,12 @@ def test_a_scan_file_goes_in_and_an_answer_comes_out(backbone, tmp_path, monkeyp
     thresholds = dict(zip(("effusion", "nodule", "emphysema"), THRESHOLDS, strict=True))
     assert all(answer["positive"] == (answer["score"] >= thresholds[answer["label"]]) for answer in answers)
 
+    make_probe(tmp_path / "risk", backbone, **PROBES["survival"] | {"target_unit": ["days"]})
+    for part in load_classifier(tmp_path / "risk"):
+        part.save_pretrained(tmp_path / "death")
+    (answer,) = pipeline("ct-classification", model=str(tmp_path / "death"))(str(tmp_path / "scan.nii.gz"))
+    assert answer.keys() == {"label", "log_risk"} and answer["label"] == "death"
+
     make_probe(tmp_path / "size", backbone, **PROBES["numbers"] | {"target_unit": ["mm", "mm", "ml"]})
     composed, processor = load_classifier(tmp_path / "size")
     composed.config.probe_config["processor"] = composed.probe.config.processor = {"region_size": 8}
