@@ -20,7 +20,7 @@ from voxelfm_hf.data.prepare import job as prepare_job
 from voxelfm_hf.data.prepare import prepare
 from voxelfm_hf.data.prepare.dicom_facts import Pseudonyms, dicom_patient, scanner_facts
 from voxelfm_hf.data.prepare.job import Job, JobSettings, run_jobs
-from voxelfm_hf.data.rows import ColumnMap
+from voxelfm_hf.data.rows import ColumnMap, row_volume
 from voxelfm_hf.data.shards import ROW_GROUP_ROWS, read_volumes, shard_files, volume_row, write_shards
 from voxelfm_hf.data.skips import SkipLog
 from voxelfm_hf.data.stream import SampleStream, StreamSource
@@ -361,6 +361,26 @@ def test_a_list_of_paths_and_patients(scans, tmp_path, header):
     rows = rows_of(tmp_path / "out")
     code = [rows[str(file)]["patient"] for file in files]
     assert code[0] == code[2] and code[3] is None and len({code[0], code[1], code[4], None}) == 4
+
+
+def test_spacing_in_a_list_is_text_or_an_empty_cell(scans, tmp_path):
+    """A cell that states a spacing counts, an empty one leaves it to the caller, a wrong one fails its row alone."""
+    for name in ("stated", "empty", "wrong"):
+        np.save(tmp_path / f"{name}.npy", body(1).hu)
+    nifti = next(scans.rglob("*.nii.gz")).relative_to(tmp_path)
+    lines = ['stated.npy,"2.5,1,0.9"', "empty.npy, ", "wrong.npy,0.75", f"{nifti},thin", ",1"]
+    (tmp_path / "list.csv").write_text("\n".join(["path,spacing", *lines]))
+    summary = quick(tmp_path / "list.csv", tmp_path / "out")
+    rows = {Path(name).name: row for name, row in rows_of(tmp_path / "out").items()}
+    assert rows.keys() == {"stated.npy", nifti.name} and rows["stated.npy"]["original_spacing"] == [2.5, 1.0, 0.9]
+    reasons = {Path(name).name: reason for name, reason in summary.failed.items()}
+    assert "states no voxel spacing" in reasons["empty.npy"]
+    assert "spacing 0.75 (column 'spacing'), not three numbers" in reasons["wrong.npy"]
+    assert "holds no scan" in reasons["row 4 row 0"]
+    source = open_source(StreamSource(tmp_path / "list.csv"), SkipLog())
+    for unit, expected in enumerate([(2.5, 1, 0.9), (5, 2, 2)]):
+        volume = row_volume(source.read(unit)[0], source.columns, name="x", spacing=(5, 2, 2))
+        assert volume.spacing == expected
 
 
 def test_ids_of_a_list_are_as_they_are_written(scans, tmp_path):

@@ -7,6 +7,7 @@ import typer
 
 from voxelfm_hf.files import refuse_used
 from voxelfm_hf.volumes.errors import ScanError
+from voxelfm_hf.volumes.geometry import parse_spacing
 
 if TYPE_CHECKING:
     from voxelfm_hf.scan_list import Region, Task
@@ -40,10 +41,9 @@ def _spacing(text: str | None) -> tuple[float, float, float] | None:
     if text is None:
         return None
     try:
-        z, y, x = (float(part) for part in text.split(","))
+        return parse_spacing(text)
     except ValueError:
         raise ScanError(f"--spacing takes three numbers z,y,x in mm, for example 2.5,0.7,0.7, got {text}") from None
-    return z, y, x
 
 
 def size_options(

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 from voxelfm_hf.column_names import PATIENT_COLUMNS, usual_column
 from voxelfm_hf.volumes import RecipeError, ScanError, Volume, read_volume
 from voxelfm_hf.volumes.find import format_ending
+from voxelfm_hf.volumes.geometry import parse_spacing
 from voxelfm_hf.volumes.values import HounsfieldBuffer, check_hounsfield
 
 _VOLUME_NAMES = ("volume", "nifti", "scan", "ct", "image", "path", "file", "file_name", "image_path", "filename")
@@ -26,7 +27,8 @@ class ColumnMap:
         volume: the scan: a path or URL, the bytes of a file, a Nifti feature, an array (z, y, x) in LPS+ and HU, or,
             together with `shape`, raw int16 values in C order.
         id: a name for the scan; by default its path.
-        spacing: (z, y, x) mm; needed with arrays and raw values.
+        spacing: (z, y, x) mm, numbers or a text such as "2.5,0.7,0.7"; needed with arrays, .npy files without a
+            sidecar and raw values.
         shape: (D, H, W) of raw values.
         patient: whatever tells patients apart; it is hashed before anything is written.
     """
@@ -101,22 +103,24 @@ def row_volume(
         ScanError: the row holds no scan, or one that cannot be read or must not be trusted.
     """
     value = row.get(columns.volume)
-    stated = row.get(columns.spacing) if columns.spacing else None
-    spacing = spacing if stated is None else stated
+
+    def find_spacing() -> Sequence[float] | None:
+        return _stated_spacing(row, columns, name) or spacing
+
     if isinstance(value, Mapping):  # an undecoded file feature: {"path", "bytes"}
         path, content = value.get("path"), value.get("bytes")
         if content is not None:
-            return _read_bytes(bytes(content), str(path or ""), name, assume_hu)
+            return _read_bytes(bytes(content), str(path or ""), find_spacing, name, assume_hu)
         value = path
-    if isinstance(value, (str, os.PathLike)):
-        return _read_path(str(value), spacing, name, assume_hu)
+    if isinstance(value, (str, os.PathLike)) and str(value):
+        return _read_path(str(value), find_spacing, name, assume_hu)
     if isinstance(value, (bytes, memoryview, bytearray)):
         if columns.shape and row.get(columns.shape) is not None:
-            return _from_array(raw_values(value, row[columns.shape], name), spacing, name, assume_hu)
-        return _read_bytes(bytes(value), name, name, assume_hu)
-    if value is None:
+            return _from_array(raw_values(value, row[columns.shape], name), find_spacing(), name, assume_hu)
+        return _read_bytes(bytes(value), name, find_spacing, name, assume_hu)
+    if value is None or isinstance(value, str):
         raise ScanError(f"{name}: its row holds no scan (column {columns.volume!r} is empty); fill or drop the row.")
-    return _from_array(np.asarray(value), spacing, name, assume_hu)
+    return _from_array(np.asarray(value), find_spacing(), name, assume_hu)
 
 
 def raw_values(value: Any, shape: Any, name: str) -> np.ndarray:
@@ -135,10 +139,25 @@ def raw_values(value: Any, shape: Any, name: str) -> np.ndarray:
     return np.frombuffer(buffer, "<i2").reshape(size)
 
 
-def _read_path(path: str, spacing: Any, name: str, assume_hu: bool) -> Volume:
+def _stated_spacing(row: Mapping[str, Any], columns: ColumnMap, name: str) -> tuple[float, float, float] | None:
+    stated = row.get(columns.spacing) if columns.spacing else None
+    if stated is None or (isinstance(stated, str) and not stated.strip()):
+        return None
+    try:
+        if isinstance(stated, str):
+            return parse_spacing(stated)
+        z, y, x = (float(part) for part in stated)
+    except (TypeError, ValueError):
+        raise ScanError(
+            f"{name}: its row states the spacing {stated} (column {columns.spacing!r}), not three numbers z,y,x in mm, "
+            "for example 2.5,0.7,0.7; correct the cell or leave it empty."
+        ) from None
+    return z, y, x
+
+
+def _read_path(path: str, find_spacing: Callable[[], Any], name: str, assume_hu: bool) -> Volume:
     if "://" not in path:
-        is_numpy = path.lower().endswith(".npy")
-        return read_volume(path, assume_hu=assume_hu, spacing=spacing if is_numpy else None)
+        return read_volume(path, assume_hu=assume_hu, spacing=find_spacing() if format_ending(path) == ".npy" else None)
     from datasets.utils.file_utils import xopen
 
     try:
@@ -146,22 +165,19 @@ def _read_path(path: str, spacing: Any, name: str, assume_hu: bool) -> Volume:
             content = file.read()
     except (OSError, ValueError) as error:
         raise ScanError(f"{name}: {path} cannot be downloaded ({type(error).__name__}); check the address.") from None
-    return _read_bytes(content, path, name, assume_hu)
+    return _read_bytes(content, path, find_spacing, name, assume_hu)
 
 
-def _read_bytes(content: bytes, path: str, name: str, assume_hu: bool) -> Volume:
+def _read_bytes(content: bytes, path: str, find_spacing: Callable[[], Any], name: str, assume_hu: bool) -> Volume:
     """Readers take files, so the bytes become one for a moment."""
     with tempfile.TemporaryDirectory(prefix="voxelfm-scan-") as folder:
-        file = Path(folder) / f"scan{_suffix(path, content)}"
+        suffix = format_ending(path.split("?")[0]) or (".nii.gz" if content[:2] == b"\x1f\x8b" else "")
+        file = Path(folder) / f"scan{suffix}"
         file.write_bytes(content)
         try:
-            return read_volume(file, assume_hu=assume_hu)
+            return read_volume(file, assume_hu=assume_hu, spacing=find_spacing() if suffix == ".npy" else None)
         except ScanError as error:
             raise ScanError(str(error).replace(str(file), name)) from None
-
-
-def _suffix(path: str, content: bytes) -> str:
-    return format_ending(path.split("?")[0]) or (".nii.gz" if content[:2] == b"\x1f\x8b" else "")
 
 
 def _from_array(array: np.ndarray, spacing: Any, name: str, assume_hu: bool) -> Volume:

@@ -48,6 +48,12 @@ class SourceGrid:
     unshear: Unshear | None = field(default=None)
 
 
+def parse_spacing(text: str) -> tuple[float, float, float]:
+    """The (z, y, x) mm that a text such as "2.5,0.7,0.7" states; ValueError where it is not three numbers."""
+    z, y, x = (float(part) for part in text.split(","))
+    return z, y, x
+
+
 def tidy_spacing(value: float) -> float:
     """Remove float32 noise, so that the same scan has the same spacing in every format.
 
