@@ -11,7 +11,7 @@ from typing import Any
 from voxelfm_hf.eval.tasks import grid, load_task, task_names
 from voxelfm_hf.modeling.configuration_voxelfm_probe import HEADS_OF_TASK, PATCH_HEADS
 from voxelfm_hf.recipes import load_recipe, to_recipe, to_values
-from voxelfm_hf.training.finetune.settings import MODES, FinetuneSettings, last_blocks
+from voxelfm_hf.training.finetune.settings import FinetuneSettings, check_mode
 from voxelfm_hf.training.probe.settings import DEFAULT_SETTINGS, ProbeSettings
 from voxelfm_hf.volumes.errors import RecipeError
 
@@ -179,8 +179,7 @@ class BenchmarkRecipe:
         if any(not 0 < fraction <= 1 for fraction in every):
             raise ValueError(f"fractions lie in (0, 1], got {', '.join(f'{f:g}' for f in every)}")
         for mode in self.fine_tuning:
-            if mode not in MODES and last_blocks(mode) is None:
-                raise ValueError(f"fine_tuning holds {mode}; known are {', '.join(MODES)} and last_1, last_2, ...")
+            check_mode(mode)
         if not self.seeds:
             raise ValueError("seeds is empty; name at least one")
 

@@ -30,7 +30,8 @@ from voxelfm_hf.training.finetune.features import backbone_features
 from voxelfm_hf.training.finetune.files import ADAPTER, MODEL, PROBE, save_backbone
 from voxelfm_hf.training.finetune.input_cache import InputCache, prepare_inputs
 from voxelfm_hf.training.finetune.loop import finetune
-from voxelfm_hf.training.finetune.settings import Finetuned, FinetuneSettings
+from voxelfm_hf.training.finetune.model import make_trainable
+from voxelfm_hf.training.finetune.settings import Finetuned, FinetuneSettings, check_mode
 from voxelfm_hf.training.probe.data import ProbeFeatures, ProbeJob
 from voxelfm_hf.training.probe.settings import DEFAULT_SETTINGS, ProbeSettings
 from voxelfm_hf.volumes.errors import RecipeError, VoxelFMError
@@ -212,17 +213,20 @@ def finetune_and_save(
         What was written; None on processes that only helped.
 
     Raises:
-        VoxelFMError: scans that cannot be prepared, labels that do not fit, a head without weights, an `out` that holds
-            a result.
+        VoxelFMError: before any scan is read: a mode, settings or a head that cannot be trained, an `out` that holds a
+            result; scans that cannot be prepared, labels that do not fit.
     """
     out, module = Path(out), load_task(task)
+    check_mode(mode)
     if mode == "frozen":
         raise RecipeError("the mode frozen trains no backbone: use `voxelfm probe`")
     done = [name for name in (ADAPTER, MODEL, PROBE) if (out / name).exists()]
     if done:
         raise VoxelFMError(f"{out / done[0]} exists already: name a new folder")
-    head = read.get("head") or HEADS_OF_TASK[task][0]
+    head, settings = read.get("head") or HEADS_OF_TASK[task][0], settings or FinetuneSettings()
     _check_head(task, head)
+    settings.check_task(task)
+    make_trainable(load(model)[0], mode, settings)  # refuses what the backbone does not have
     chosen = replace(options, patches=head in PATCH_HEADS, dtype="float32")
     inputs, failures = prepare_inputs(tasks, model, out / "work" / "inputs", chosen)
     failures = {**embed_scans(tasks, model, out / "work" / "store", chosen).failures, **failures}

@@ -185,6 +185,36 @@ def test_unknown_settings_are_one_sentence(made, tmp_path):
     assert "epochs must be at least 1" in str(result.exception)
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("--mode last_0", "no way of fine-tuning named last_0: use frozen, lora, full or last_1"),
+        ("--mode Lora", "no way of fine-tuning named Lora"),
+        ("--mode last_4", "last_4 names more blocks than the backbone has"),
+        ("--set lora.layers=[gate_proj]", "none of which the backbone has"),
+        ("--set lora.rank=0", "lora.rank must be at least 1"),
+        ("--set lora.dropout=1.5", "lora.dropout lies in"),
+        ("--set learning_rate=-1", "learning_rate must be a number of at least 0"),
+        ("--set head_learning_rate=.nan", "head_learning_rate must be a number of at least 0"),
+        ("--set clip_norm=0", "clip_norm must be above 0"),
+        ("--set layer_decay=2", "layer_decay lies in"),
+        ("--set flip=true", "flip moves the targets of a localization"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_any_scan_is_read(made, tmp_path, monkeypatch, words, sentence):
+    from voxelfm_hf.cli import app
+
+    small, _ = made
+    monkeypatch.setattr("voxelfm_hf.eval.probes.finetune.prepare_inputs", lambda *_: pytest.fail("scans were read"))
+    given = ["finetune", str(small.scans[0]), "--labels", str(small.folder / "labels.csv"), "--task", "localization"]
+    for target in "xyz":
+        given += ["--target", target]
+    given += ["--model", str(small.model), "--out", str(tmp_path / "out"), *words.split()]
+    result = CliRunner().invoke(app, given)
+    assert isinstance(result.exception, RecipeError) and sentence in str(result.exception)
+    assert not (tmp_path / "out").exists()
+
+
 def test_benchmark_has_every_mode_beside_the_frozen_encoder(made, tmp_path):
     small, tasks = made
     labels = read_labels(small.folder / "labels.csv")

@@ -46,7 +46,7 @@ from voxelfm_hf.training.finetune.step import TuningLoss, seed_of
 from voxelfm_hf.training.launch import any_rank, open_accelerator, stop_signals
 from voxelfm_hf.training.network_options import choose_attention
 from voxelfm_hf.training.probe.data import ProbeJob
-from voxelfm_hf.training.probe.loop import LAST_BIAS, prevalence_shift
+from voxelfm_hf.training.probe.loop import prevalence_shift, shifted
 from voxelfm_hf.training.probe.stacks import State
 from voxelfm_hf.training.run_folder import CHECKPOINTS_FOLDER
 from voxelfm_hf.volumes.errors import RecipeError, VoxelFMError
@@ -91,8 +91,7 @@ def finetune(
         VoxelFMError: asked to stop by a signal; the same call goes on.
     """
     settings = settings or FinetuneSettings()
-    if settings.flip and probe.config.family.in_scan:
-        raise RecipeError(f"flip moves the targets of a {probe.config.task}: leave it off")
+    settings.check_task(probe.config.task)
     accelerator = open_accelerator(settings.mixed_precision)
     torch.manual_seed(job.seed)
     tunable: Any = make_trainable(backbone, mode, settings)
@@ -144,7 +143,8 @@ class _Run:
         self.job, self.mode, self.settings = job, mode, settings
         self.shift = _balanced_shift(job, probe.config, settings)
         state = {name: value.detach().clone() for name, value in probe.head.state_dict().items()}
-        plain = TunableModel(backbone, probe, _shifted(state, probe.config, self.shift, -1.0))
+        start = shifted(state, probe.config, None if self.shift is None else -self.shift)
+        plain = TunableModel(backbone, probe, start)
         layers = backbone.config.num_hidden_layers
         optimizer = torch.optim.AdamW(parameter_groups(plain, mode, settings, int(layers)))
         self.trainable_parameters = sum(value.numel() for value in plain.parameters() if value.requires_grad)
@@ -222,7 +222,7 @@ class _Run:
         load_trained_state(model, progress.best_state)
         model.requires_grad_(False)
         (state,) = model.head.states()
-        state = _shifted({name: value.cpu() for name, value in state.items()}, config, self.shift, 1.0)
+        state = shifted({name: value.cpu() for name, value in state.items()}, config, self.shift)
         fresh = VoxelFMProbe(VoxelFMProbeConfig.from_dict(_uncalibrated(config)))
         fresh.head.load_state_dict(state)
         fresh.feature_mean.copy_(self.probe.feature_mean)
@@ -306,13 +306,6 @@ def _balanced_shift(job: ProbeJob, config: VoxelFMProbeConfig, settings: Finetun
         return None
     targets = torch.from_numpy(np.array(job.targets, dtype=np.float32))
     return prevalence_shift(targets[torch.as_tensor(np.asarray(job.train))], config)
-
-
-def _shifted(state: State, config: VoxelFMProbeConfig, shift: torch.Tensor | None, sign: float) -> State:
-    if shift is None:
-        return state
-    name = LAST_BIAS[config.head]
-    return {**state, name: state[name] + sign * shift.view_as(state[name])}
 
 
 def _uncalibrated(config: VoxelFMProbeConfig) -> dict[str, Any]:

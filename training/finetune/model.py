@@ -1,5 +1,6 @@
 """Backbone and probe head as one module, which of its parameters are trained, and how fast."""
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -11,6 +12,7 @@ from voxelfm_hf.training.finetune.settings import FinetuneSettings, blocks_of_mo
 from voxelfm_hf.training.layer_rates import multipliers
 from voxelfm_hf.training.network_options import recompute_activations
 from voxelfm_hf.training.probe.stacks import PatchStack, State, make_stack
+from voxelfm_hf.volumes.errors import RecipeError
 
 HEAD = "head."
 
@@ -96,6 +98,9 @@ def make_trainable(backbone: VoxelFMModel, mode: str, settings: FinetuneSettings
 
     Returns:
         The backbone, or a `PeftModel` round it.
+
+    Raises:
+        RecipeError: a mode that does not exist, or more blocks or other layers than the backbone has.
     """
     blocks = blocks_of_mode(mode, backbone.config.num_hidden_layers)
     backbone.requires_grad_(False)
@@ -106,6 +111,8 @@ def make_trainable(backbone: VoxelFMModel, mode: str, settings: FinetuneSettings
 
         # A plain list of names would also match layers of other parts.
         targets = rf".*layers\.\d+\.(?:attention|mlp)\.(?:{'|'.join(settings.lora.layers)})"
+        if not any(re.fullmatch(targets, name) for name, _ in backbone.named_modules()):
+            raise RecipeError(f"lora.layers names {', '.join(settings.lora.layers)}, none of which the backbone has")
         return get_peft_model(backbone, settings.lora.config(target_modules=targets))
     if blocks > backbone.config.num_hidden_layers:
         backbone.requires_grad_(True)

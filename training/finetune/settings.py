@@ -1,5 +1,6 @@
 """How a backbone is fine-tuned, and what comes out."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from typing import Any, Literal
 from torch import nn
 
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
+from voxelfm_hf.modeling.probe_tasks_voxelfm import PROBE_TASKS
 from voxelfm_hf.recipes import parse_overrides, to_recipe
 from voxelfm_hf.training.lora import Lora
 from voxelfm_hf.volumes.errors import RecipeError
@@ -38,6 +40,12 @@ class EncoderLoraSettings(Lora):
         if unknown or not self.layers:
             named = unknown[0] if unknown else "none"
             raise ValueError(f"lora.layers names {named}; choose from {', '.join(LINEAR_LAYERS)}")
+        for name, value in (("rank", self.rank), ("alpha", self.alpha)):
+            if value < 1:
+                raise ValueError(f"lora.{name} must be at least 1, got {value}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"lora.dropout lies in [0, 1), got {self.dropout}")
+        _check_not_negative("lora.learning_rate", self.learning_rate)
 
 
 @dataclass(frozen=True)
@@ -89,6 +97,22 @@ class FinetuneSettings:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        for name in ("learning_rate", "head_learning_rate", "weight_decay", "warmup_epochs", "noise", "input_noise"):
+            _check_not_negative(name, getattr(self, name))
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay lies in (0, 1], got {self.layer_decay}")
+        if not self.clip_norm > 0:
+            raise ValueError(f"clip_norm must be above 0, got {self.clip_norm}")
+
+    def check_task(self, task: str) -> None:
+        """RecipeError for what would spoil the labels of a task."""
+        if self.flip and PROBE_TASKS[task].in_scan:
+            raise RecipeError(f"flip moves the targets of a {task}: leave it off")
+
+
+def _check_not_negative(name: str, value: float | None) -> None:
+    if value is not None and not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} must be a number of at least 0, got {value}")
 
 
 def change_settings(changes: Sequence[str]) -> FinetuneSettings:
@@ -116,20 +140,20 @@ def blocks_of_mode(mode: str, num_layers: int) -> int | None:
     Raises:
         RecipeError: a mode that does not exist, or more blocks than the backbone has.
     """
+    check_mode(mode)
     if mode in MODES:
         return {"frozen": 0, "lora": None, "full": num_layers + 1}[mode]
-    last = last_blocks(mode)
-    if last is None:
-        raise RecipeError(f"there is no way of fine-tuning named {mode}: use frozen, lora, full or last_2, last_3, ...")
+    last = int(mode.removeprefix("last_"))
     if last > num_layers:
         raise RecipeError(f"{mode} names more blocks than the backbone has ({num_layers})")
     return last
 
 
-def last_blocks(mode: str) -> int | None:
-    """K of the mode last_K, None for other words."""
-    last = re.fullmatch(r"last_([1-9]\d*)", mode)
-    return int(last[1]) if last else None
+def check_mode(mode: str) -> None:
+    """RecipeError for a word that is no mode."""
+    if mode not in MODES and not re.fullmatch(r"last_[1-9][0-9]*", mode):
+        known = f"{', '.join(MODES)} or last_1, last_2, ..."
+        raise RecipeError(f"there is no way of fine-tuning named {mode}: use {known}")
 
 
 @dataclass(frozen=True, eq=False)
