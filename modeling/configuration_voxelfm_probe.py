@@ -3,6 +3,7 @@
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .probe_heads_voxelfm import HEADS
 from .probe_tasks_voxelfm import PROBE_TASKS, ProbeTask
 
 PROBE_AUTO_MAP = {
@@ -11,9 +12,7 @@ PROBE_AUTO_MAP = {
 }
 
 HEADS_OF_TASK = {name: family.heads for name, family in PROBE_TASKS.items()}
-# They read the patch grid rather than the CLS vector.
-PATCH_HEADS = ("pooler", "position", "subpatch", "decoder")
-DEFAULT_HIDDEN_SIZE = {"linear": 0, "mlp": 1024, "pooler": 256, "position": 128, "decoder": 64, "subpatch": 128}
+PATCH_HEADS = tuple(name for name, head in HEADS.items() if head.uses_patches)
 
 
 @strict
@@ -95,7 +94,7 @@ class VoxelFMProbeConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         self.auto_map = kwargs.pop("auto_map", None) or dict(PROBE_AUTO_MAP)
         if self.head_hidden_size is None:
-            self.head_hidden_size = DEFAULT_HIDDEN_SIZE.get(self.head, 0)
+            self.head_hidden_size = HEADS[self.head].hidden_size if self.head in HEADS else 0
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):

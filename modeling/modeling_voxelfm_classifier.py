@@ -18,7 +18,7 @@ from .modeling_voxelfm_probe import VoxelFMProbe
 from .probe_tasks_voxelfm import PROBE_TASKS, VoxelFMProbePrediction
 
 # Those that give a scan a row of numbers.
-TASKS = tuple(name for name, family in PROBE_TASKS.items() if "linear" in family.heads)
+TASKS = tuple(name for name, family in PROBE_TASKS.items() if family.value_name)
 # Said by the model's own configuration, or only about a folder: none of them is repeated in `probe_config`.
 NOT_IN_PROBE_CONFIG = (
     "architectures", "auto_map", "dtype", "feature_size", "id2label", "label2id", "model_type", "problem_type",

@@ -10,18 +10,37 @@ import torch
 from torch import nn
 
 
-class ProbeLinear(nn.Linear):
+class ProbeHead(nn.Module):
+    """What a head says of itself, beside its forward pass.
+
+    Attributes:
+        uses_patches: It reads the patch grid rather than the CLS vector.
+        hidden_size: Its usual hidden width, 0 without one.
+        last_bias: The parameter that is added to its logits, where one is.
+    """
+
+    uses_patches = False
+    hidden_size = 0
+    last_bias: str | None = None
+
+
+class ProbeLinear(ProbeHead, nn.Linear):
     """CLS (B, C) -> L logits."""
+
+    last_bias = "bias"
 
     def __init__(self, config):
         super().__init__(config.feature_size, config.num_outputs)
 
 
-class ProbeMLP(nn.Module):
+class ProbeMLP(ProbeHead):
     """CLS (B, C) -> hidden -> ReLU -> dropout -> L logits.
 
     With `independent_outputs` every output has a hidden layer of its own: L published one-label probes in one module.
     """
+
+    hidden_size = 1024
+    last_bias = "bias"
 
     def __init__(self, config):
         super().__init__()
@@ -37,7 +56,7 @@ class ProbeMLP(nn.Module):
         return (torch.einsum("bmh,moh->bmo", hidden, self.weight) + self.bias).flatten(1)
 
 
-class ProbeNeighbours(nn.Module):
+class ProbeNeighbours(ProbeHead):
     """CLS (B, C) -> L logits, from the labels of the most similar training scans by cosine.
 
     Of k neighbours that know a label and n that have it, (n + 1 / 2) / (k + 1) is the chance of a label, and
@@ -69,8 +88,12 @@ class ProbeNeighbours(nn.Module):
         return share.log() if exclusive else share.logit()
 
 
-class ProbeAttentionPooler(nn.Module):
+class ProbeAttentionPooler(ProbeHead):
     """One learned query attends to the patches (B, d, h, w, C) -> L logits."""
+
+    uses_patches = True
+    hidden_size = 256
+    last_bias = "classifier.bias"
 
     def __init__(self, config):
         super().__init__()
@@ -92,12 +115,15 @@ class ProbeAttentionPooler(nn.Module):
         return self.classifier(self.dropout(pooled[:, 0]))
 
 
-class ProbePositionRegressor(nn.Module):
+class ProbePositionRegressor(ProbeHead):
     """Patches (B, d, h, w, C) -> P points (B, P * 3), z, y, x from 0 to 1 across the patch grid.
 
     Positions are added to the tokens, one self-attention layer without residual mixes them, an MLP scores every token,
     and each point is the softmax-weighted mean of the token positions.
     """
+
+    uses_patches = True
+    hidden_size = 128
 
     def __init__(self, config):
         super().__init__()
@@ -152,8 +178,11 @@ class ProbeDecoderStage(nn.Module):
         return self.norm2(self.conv2(states)).relu()
 
 
-class ProbeVoxelDecoder(nn.Module):
+class ProbeVoxelDecoder(ProbeHead):
     """Patches (B, d, h, w, C) -> class logits (B, L, *size); every stage enlarges the grid by an equal number."""
+
+    uses_patches = True
+    hidden_size = 64
 
     def __init__(self, config):
         super().__init__()
@@ -174,12 +203,15 @@ class ProbeVoxelDecoder(nn.Module):
         return self.classifier(states)
 
 
-class ProbeSubpatchDecoder(nn.Module):
+class ProbeSubpatchDecoder(ProbeHead):
     """Patches (B, d, h, w, C) -> class logits (B, L, *size): every patch is split into voxels by a linear layer.
 
     The patch with its position in the scan and its 26 neighbours decides about all its voxels at once. All convolutions
     run at the resolution of the patches: a hundredth of the work of a decoder that enlarges its maps.
     """
+
+    uses_patches = True
+    hidden_size = 128
 
     def __init__(self, config):
         super().__init__()
@@ -227,7 +259,7 @@ def pooled_grid(patches: torch.Tensor, limit: int | None) -> torch.Tensor:
     return pooled[0].movedim(0, -1).to(patches.dtype)
 
 
-HEADS = {
+HEADS: dict[str, type[ProbeHead]] = {
     "linear": ProbeLinear,
     "mlp": ProbeMLP,
     "knn": ProbeNeighbours,

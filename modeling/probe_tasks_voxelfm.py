@@ -32,7 +32,7 @@ class ProbeTask:
 
     Attributes:
         heads: The heads it may have, the default first.
-        value_name: What one of its values is, where a scan has a row of them.
+        value_name: What a value is of the row of values that a scan has; None where the answer is something else.
         balanced: Classes can be given the same total weight in a fit.
         standardised: Targets are fitted in units of their spread over the training rows.
         risk_sets: What a row adds to the loss depends on all other rows, so that a step of a fit takes all of them.
@@ -41,7 +41,7 @@ class ProbeTask:
     """
 
     heads: tuple[str, ...]
-    value_name = "value"
+    value_name: str | None = None
     balanced = False
     standardised = False
     risk_sets = False
@@ -97,6 +97,7 @@ class RegressionTask(ProbeTask):
     """Targets (B, L) in their unit."""
 
     heads = ("linear", "mlp", "pooler")
+    value_name = "value"
     standardised = True
 
     @property

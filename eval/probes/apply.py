@@ -69,7 +69,7 @@ class ProbeReader:
         cls, patches = encode(self.network, voxels[None].to(self.device), tile=None if region else self.tile)
         scan = EncodedScan(volume, cls, patches, volume.affine @ geometry.patch_to_voxel())
         answer: Answer = load_task(self.probe.config.task).answer(self.probe, scan)
-        return replace(answer, notes=(*geometry.notes, *self._unlike_training(geometry)))
+        return replace(answer, notes=(*geometry.notes, *self._unlike_training(geometry), *answer.notes))
 
     def _unlike_training(self, geometry: VoxelFMGeometry) -> list[str]:
         """A note where the scan shows much less or much more than the scans that the probe was fitted on."""

@@ -76,4 +76,6 @@ def by_name(probe: VoxelFMProbe, values: torch.Tensor | None) -> dict[str, Any]:
 def units_by_name(probe: VoxelFMProbe) -> dict[str, str]:
     """Output -> unit, where known."""
     names: Any = probe.config.id2label
-    return {str(names[number]): unit for number, unit in enumerate(probe.config.target_unit or ())}
+    return {
+        str(names[number]): unit for number, unit in zip(sorted(names), probe.config.target_unit or (), strict=False)
+    }

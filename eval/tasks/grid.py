@@ -76,7 +76,9 @@ def fit_grid(
     """
     module = load_task(data.task)
     if not has_grid(module) or data.options.get("exclusive"):
-        raise ValueError(f"a grid is of findings, regression or survival, not of {data.task}")
+        raise ValueError(
+            f"fits of {data.task} do not run side by side here: their outputs are not fitted each by itself"
+        )
     train, validation, test = (data.rows(split) for split in ("train", "val", "test"))
     features = data.features.standardised(train)
     config = probe_config(data, head=head, names=["target"], head_hidden_size=head_hidden_size)

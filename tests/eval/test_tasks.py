@@ -386,7 +386,7 @@ def test_a_store_without_patches_and_unknown_tasks(made, labels, tmp_path):
     with pytest.raises(RecipeError, match="there is no task triage: choose one of classification, localization"):
         load_task("triage")
     expected = ["classification", "localization", "regression", "retrieval", "segmentation", "survival"]
-    assert task_names() == expected
+    assert task_names() == expected and set(HEADS_OF_TASK) < set(expected)
 
 
 @pytest.mark.parametrize("name", task_names())
@@ -395,9 +395,11 @@ def test_a_task_has_what_probes_cards_and_the_benchmark_take_from_its_file(name)
     task = load_task(name)
     for function in ("read", "fit", "predict", "evaluate", "columns", "judge", "main_metric"):
         assert callable(getattr(task, function))
+    assert hasattr(task, "settle") == hasattr(task, "target_columns")  # fits side by side need both
     assert isinstance(task.HAS_MACRO, bool) and find_measure(task.main_metric({}))
     if name in HEADS_OF_TASK:
         assert task.ANSWER and callable(task.counts) and all(find_measure(metric) for metric in task.HEADLINES)
+        assert callable(task.why_unfit) and callable(task.answer)
         assert inspect.signature(task.read).parameters["head"].default == HEADS_OF_TASK[name][0]
 
 

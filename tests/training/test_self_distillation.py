@@ -13,7 +13,7 @@ from voxelfm_hf.modeling.configuration_voxelfm import VoxelFMConfig
 from voxelfm_hf.training.pretrain.collapse import collapse_metrics
 from voxelfm_hf.training.pretrain.heads import HeadSettings
 from voxelfm_hf.training.pretrain.optimizer import parameter_groups, set_rates
-from voxelfm_hf.training.pretrain.self_distillation import LossSettings, Student, Teacher
+from voxelfm_hf.training.pretrain.self_distillation import LOSSES, LossSettings, Student, Teacher
 
 CONFIG = VoxelFMConfig(
     hidden_size=24,
@@ -70,6 +70,7 @@ def test_two_published_steps(parity: Path, max_logits):
         logged = tensors[f"step{step}.output.koleo_loss"].item()
         assert 0.1 * losses["koleo"].item() == pytest.approx(2 * logged, rel=1e-5)
         optimizer.zero_grad()
+        assert set(losses) == {name for names in LOSSES.values() for name in names}  # each has a place in the picture
         losses["total"].backward()
         compared = 0
         for key, parameter in student.named_parameters():

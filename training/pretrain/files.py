@@ -63,6 +63,8 @@ def plot_log(entries: list[dict[str, Any]], path: Path) -> None:
         axis.set_xlabel("optimiser step")
         if axis.lines:
             axis.legend()
+    for axis in axes[len(PANELS) :]:
+        axis.remove()
     with written_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=100)
 

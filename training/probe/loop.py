@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
+from voxelfm_hf.modeling.probe_heads_voxelfm import HEADS
 from voxelfm_hf.modeling.probe_losses_voxelfm import CURVATURES, dice_loss
 from voxelfm_hf.training.probe.data import ProbeFeatures, ProbeJob, prepared_targets, row_weights
 from voxelfm_hf.training.probe.settings import FittedProbe, ProbeSettings
@@ -15,7 +16,6 @@ from voxelfm_hf.training.probe.voxel_windows import random_window
 
 # Fixed windows of each validation scan that a segmentation is watched on.
 VALIDATION_WINDOWS = 4
-LAST_BIAS = {"linear": "bias", "mlp": "bias", "pooler": "classifier.bias"}
 
 
 class FitGroup:
@@ -100,9 +100,7 @@ class FitGroup:
         job, config = self.jobs[index], self.config
         notes = ("no validation rows: fitted for all epochs",) if len(job.validation) == 0 else ()
         if config.family.balanced and self.settings.balance:
-            state[LAST_BIAS[config.head]] += prevalence_shift(self.targets[index][job.train], config).view_as(
-                state[LAST_BIAS[config.head]]
-            )
+            state = shifted(state, config, prevalence_shift(self.targets[index][job.train], config))
         return FittedProbe(
             name=job.name,
             seed=job.seed,
@@ -264,6 +262,16 @@ def class_weights(job: ProbeJob, config: VoxelFMProbeConfig, *, balance: bool) -
         counts += np.bincount(labels[labels >= 0].ravel(), minlength=config.num_classes)[: config.num_classes]
     share = torch.from_numpy(counts / max(counts.sum(), 1)).float()
     return torch.where(share > 0, share.clamp_min(1e-12).rsqrt(), 0.0)
+
+
+def shifted(state: State, config: VoxelFMProbeConfig, shift: torch.Tensor | None) -> State:
+    """The weights of a head whose logits are higher by some numbers (outputs,); the same ones without numbers."""
+    if shift is None:
+        return state
+    name = HEADS[config.head].last_bias
+    if name is None:
+        raise ValueError(f"a {config.head} head adds no bias to its logits")
+    return {**state, name: state[name] + shift.to(state[name]).view_as(state[name])}
 
 
 def prevalence_shift(targets: torch.Tensor, config: VoxelFMProbeConfig) -> torch.Tensor:
