@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from voxelfm_hf.volumes.errors import RecipeError
+
 # Fields that may change when a run goes on: they touch neither the weights nor the order of the data.
 FREE_FIELDS = (
     "output_dir", "run.log_every", "run.checkpoint_every", "run.keep_last", "run.keep_every", "run.trackers",
@@ -30,6 +32,12 @@ class RunSettings:
     keep_last: int = 1
     keep_every: int = 0
     trackers: list[str] = field(default_factory=list)
+
+
+def require(condition: bool, sentence: str) -> None:
+    """RecipeError where a recipe's fields cannot hold, with what must be, without a full stop."""
+    if not condition:
+        raise RecipeError(f"The recipe cannot run: {sentence}.")
 
 
 class Recipe(Protocol):

@@ -5,6 +5,7 @@ alone, so views do not depend on which worker makes them or when.
 """
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from voxelfm_hf.modeling.resampling_voxelfm import HU_RANGE, IMAGE_MEAN, IMAGE_STD
+from voxelfm_hf.training.run_settings import require
 
 Shape = tuple[int, int, int]
 
@@ -56,6 +58,25 @@ class CropSettings:
         global_sizes = [self.global_size] if isinstance(self.global_size, int) else list(self.global_size)
         local_sizes = [self.local_size] if isinstance(self.local_size, int) else list(self.local_size)
         return list(zip(global_sizes, local_sizes, strict=True))
+
+    def check(self, patch_size: int) -> None:
+        """RecipeError where the fields contradict each other or the patches."""
+        sizes = (self.global_size, self.local_size)
+        counts = {1 if isinstance(size, int) else len(size) for size in sizes}
+        require(len(counts) == 1, "crops.global_size and crops.local_size must list equally many edges")
+        pairs = self.size_pairs
+        for edge in (edge for pair in pairs for edge in pair):
+            require(
+                edge > 0 and edge % patch_size == 0,
+                f"the crop edge {edge} is not a multiple of model.patch_size {patch_size}",
+            )
+        if self.size_probabilities is not None:
+            require(
+                len(self.size_probabilities) == len(pairs) and math.isclose(sum(self.size_probabilities), 1.0),
+                "crops.size_probabilities must hold one number a size, adding up to 1",
+            )
+        for name, (low, high) in (("global_scale", self.global_scale), ("local_scale", self.local_scale)):
+            require(0 < low <= high <= 1, f"crops.{name} must be two numbers with 0 < low <= high <= 1")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from voxelfm_hf.training.run_settings import require
+
 MIN_BLOCK_PATCHES = 4
 MIN_ASPECT = 0.3
 CANDIDATES_PER_BLOCK = 10
@@ -28,6 +30,12 @@ class MaskSettings:
 
     masked_share: float = 0.5
     ratio_range: tuple[float, float] = (0.1, 0.5)
+
+    def check(self) -> None:
+        """RecipeError where a field is out of its range."""
+        low, high = self.ratio_range
+        require(0 <= low <= high <= 0.5, "masks.ratio_range must be two numbers with 0 <= low <= high <= 0.5")
+        require(0 <= self.masked_share <= 1, "masks.masked_share must lie in 0..1")
 
 
 def block_masks(generator: np.random.Generator, counts: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:

@@ -1,6 +1,5 @@
 """The recipe of a pre-training run: every number of it, in sections, with the published values as defaults."""
 
-import math
 from dataclasses import dataclass, field, fields
 
 from voxelfm_hf.data.stream import StreamSource
@@ -10,7 +9,7 @@ from voxelfm_hf.training.pretrain.heads import HeadSettings
 from voxelfm_hf.training.pretrain.masking import MaskSettings
 from voxelfm_hf.training.pretrain.rates import OptimizerSettings, TeacherSettings
 from voxelfm_hf.training.pretrain.self_distillation import LossSettings
-from voxelfm_hf.training.run_settings import RunSettings
+from voxelfm_hf.training.run_settings import RunSettings, require
 from voxelfm_hf.volumes.errors import RecipeError
 
 # What may change when a run goes on, beside the bookkeeping of every run.
@@ -154,28 +153,10 @@ def check(recipe: PretrainRecipe) -> None:
     Raises:
         RecipeError: one sentence that names the fields.
     """
-    crops, masks, run, model = recipe.crops, recipe.masks, recipe.run, recipe.model
-    _require(not isinstance(recipe.data, list) or len(recipe.data) > 0, "data lists no source")
-    try:
-        pairs = crops.size_pairs
-    except ValueError:
-        raise RecipeError("crops.global_size and crops.local_size must list equally many edges.") from None
-    for edge in (edge for pair in pairs for edge in pair):
-        _require(
-            edge > 0 and edge % model.patch_size == 0,
-            f"the crop edge {edge} is not a multiple of model.patch_size {model.patch_size}",
-        )
-    if crops.size_probabilities is not None:
-        _require(
-            len(crops.size_probabilities) == len(pairs) and math.isclose(sum(crops.size_probabilities), 1.0),
-            "crops.size_probabilities must hold one number a size, adding up to 1",
-        )
-    for name in ("global_scale", "local_scale"):
-        low, high = getattr(crops, name)
-        _require(0 < low <= high <= 1, f"crops.{name} must be two numbers with 0 < low <= high <= 1")
-    low, high = masks.ratio_range
-    _require(0 <= low <= high <= 0.5, "masks.ratio_range must be two numbers with 0 <= low <= high <= 0.5")
-    _require(0 <= masks.masked_share <= 1, "masks.masked_share must lie in 0..1")
+    run = recipe.run
+    require(not isinstance(recipe.data, list) or len(recipe.data) > 0, "data lists no source")
+    recipe.crops.check(recipe.model.patch_size)
+    recipe.masks.check()
     positive = {
         "run.total_steps": run.total_steps,
         "run.batch_size": run.batch_size,
@@ -192,14 +173,9 @@ def check(recipe: PretrainRecipe) -> None:
         "head.num_prototypes": recipe.head.num_prototypes,
     }
     for name, value in positive.items():
-        _require(value > 0, f"{name} must be above 0, got {value}")
-    _require(run.num_workers >= 0, f"run.num_workers must be 0 or more, got {run.num_workers}")
+        require(value > 0, f"{name} must be above 0, got {value}")
+    require(run.num_workers >= 0, f"run.num_workers must be 0 or more, got {run.num_workers}")
     try:
         recipe.model_config()
     except Exception as error:  # transformers wraps the ValueError of the config in its own classes
         raise RecipeError(f"model: {str(error).splitlines()[-1].strip()}") from error
-
-
-def _require(condition: bool, sentence: str) -> None:
-    if not condition:
-        raise RecipeError(f"The recipe cannot run: {sentence}.")

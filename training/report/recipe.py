@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from voxelfm_hf.modeling.configuration_voxelfm_report import FEATURE_TOKENS
 from voxelfm_hf.modeling.processing_voxelfm_report import REQUEST
 from voxelfm_hf.training.lora import Lora
-from voxelfm_hf.training.run_settings import RunSettings
-from voxelfm_hf.volumes.errors import RecipeError
+from voxelfm_hf.training.run_settings import RunSettings, require
 
 
 @dataclass(frozen=True)
@@ -159,14 +158,12 @@ def check(recipe: ReportRecipe) -> None:
         RecipeError: one sentence that names the fields.
     """
     data = recipe.data
-    if (data.store is None) == (data.scans is None):
-        raise RecipeError("The recipe cannot run: set either data.store or data.scans.")
-    if recipe.model.feature_tokens not in FEATURE_TOKENS:
-        raise RecipeError(f"The recipe cannot run: model.feature_tokens must be one of {', '.join(FEATURE_TOKENS)}.")
+    require((data.store is None) != (data.scans is None), "set either data.store or data.scans")
+    known = recipe.model.feature_tokens in FEATURE_TOKENS
+    require(known, f"model.feature_tokens must be one of {', '.join(FEATURE_TOKENS)}")
     for name in ("stage1", "stage2"):
         stage = getattr(recipe, name)
         for field_name in ("epochs", "batch_size", "total_batch", "learning_rate"):
-            if getattr(stage, field_name) <= 0:
-                raise RecipeError(f"The recipe cannot run: {name}.{field_name} must be above 0.")
-        if stage.min_learning_rate > stage.learning_rate:
-            raise RecipeError(f"The recipe cannot run: {name}.min_learning_rate is above {name}.learning_rate.")
+            require(getattr(stage, field_name) > 0, f"{name}.{field_name} must be above 0")
+        falls = stage.min_learning_rate <= stage.learning_rate
+        require(falls, f"{name}.min_learning_rate is above {name}.learning_rate")
