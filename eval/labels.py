@@ -52,13 +52,16 @@ class LabelTable:
         return LabelTable(self.source, [self.ids[i] for i in rows], columns)
 
 
-def read_labels(source: str | Path | Any, *, id_column: str | None = None) -> LabelTable:
+def read_labels(
+    source: str | Path | Any, *, id_column: str | None = None, patient_column: str | None = None
+) -> LabelTable:
     """Reads labels from a CSV or Parquet file or an HF data set.
 
     Args:
         source: A path, or a `datasets.Dataset`.
         id_column: The column that names the scan as the feature store does; by default the first of id, file, path,
             scan, source, image (see `usual_column`).
+        patient_column: The column that tells patients apart; by default the first of `PATIENT_COLUMNS` that exists.
 
     Returns:
         LabelTable: ids are strings; empty cells, NA and NaN are None. Ids, patients and studies of a CSV are as they
@@ -68,7 +71,7 @@ def read_labels(source: str | Path | Any, *, id_column: str | None = None) -> La
         LabelError: the file cannot be read, is empty, has no id column, two columns have one name, or an id is missing
             or repeated.
     """
-    table, name = _arrow_table(source, id_column)
+    table, name = _arrow_table(source, id_column, patient_column)
     named_twice = [column for column, count in Counter(table.column_names).items() if count > 1 and column]
     if named_twice:
         raise LabelError(f"{name} has more than one column {named_twice[0]}: give every column a name of its own")
@@ -261,7 +264,7 @@ def _id_column(names: Sequence[str], id_column: str | None) -> str | None:
     return id_column if id_column in names else None
 
 
-def _arrow_table(source: str | Path | Any, id_column: str | None) -> tuple[pa.Table, str]:
+def _arrow_table(source: str | Path | Any, id_column: str | None, patient_column: str | None) -> tuple[pa.Table, str]:
     """The table and a short name for messages."""
     if not isinstance(source, (str, Path)):
         kept = [name for name, kind in source.features.items() if getattr(kind, "dtype", None) is not None]
@@ -278,7 +281,8 @@ def _arrow_table(source: str | Path | Any, id_column: str | None) -> tuple[pa.Ta
             content = stream.read_buffer()
         with pa.csv.open_csv(pa.BufferReader(content), parse_options=parsing) as reader:
             names = reader.schema.names
-        naming = (_id_column(names, id_column), *(usual_column(names, u) for u in (PATIENT_COLUMNS, STUDY_COLUMNS)))
+        patient = patient_column or usual_column(names, PATIENT_COLUMNS)
+        naming = (_id_column(names, id_column), patient, usual_column(names, STUDY_COLUMNS))
         converting = pa.csv.ConvertOptions(
             strings_can_be_null=True, column_types={column: pa.string() for column in naming if column}
         )

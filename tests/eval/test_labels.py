@@ -57,6 +57,13 @@ def test_ids_patients_and_studies_are_as_they_are_written(table):
     assert table("Number,x\n1e2,1\n100,2\n", id_column="Number").ids == ["1e2", "100"]
 
 
+def test_a_patient_column_of_any_name_is_as_it_is_written(table):
+    long = "12345678901234567890"
+    labels = table(f"id,who\na,007\nb,7\nc,{long}1\nd,{long}2\ne,007\n", patient_column="who")
+    groups = patient_groups(labels, patient_column="who")
+    assert groups[0] == groups[4] and len(set(groups)) == 4
+
+
 @pytest.mark.parametrize("patient", ["PatientID", "patient id", "Subject-ID", "pid", "case_id", "PATIENT"])
 def test_usual_names_are_found_however_they_are_written(table, patient):
     labels = table(f"ID,{patient},StudyID\na,007,s\nb,007,t\nc,8,u\nd,9,u\n")

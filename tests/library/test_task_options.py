@@ -14,6 +14,11 @@ from voxelfm_hf.cli import app
 from voxelfm_hf.store import StoreWriter
 
 
+def who(scan: int) -> str:
+    """Two scans a person; as numbers, two persons would be one."""
+    return str(scan // 4).zfill(2 + scan // 2 % 2)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A store of 60 scans, two a person, and labels with the columns of several tasks."""
@@ -29,7 +34,7 @@ def folder(tmp_path_factory):
     StoreWriter(folder / "store", {"model": "m", "weight_hash": "w", "processor": {}}).add(rows)
     lines = ["id,who,days,died,age,weight"]
     for i, row in enumerate(features):
-        lines.append(f"s{i},{i // 2},{1 + 90 * np.exp(-row[0]):.2f},{i % 3 != 0:d},{50 + 9 * row[1]:.1f},{70 + i}")
+        lines.append(f"s{i},{who(i)},{1 + 90 * np.exp(-row[0]):.2f},{i % 3 != 0:d},{50 + 9 * row[1]:.1f},{70 + i}")
     (folder / "labels.csv").write_text("\n".join(lines) + "\n")
     (folder / "s0.nii").touch()
     return folder
@@ -49,8 +54,9 @@ def test_survival_takes_unit_horizons_and_the_column_of_patients(folder):
     assert config["target_unit"] == ["days"]
     # A person's two scans are in the same split.
     with open(folder / "survival" / "predictions.csv", newline="") as file:
-        people = Counter(int(row["id"][1:]) // 2 for row in csv.DictReader(file))
+        people = Counter(who(int(row["id"][1:])) for row in csv.DictReader(file))
     assert len(people) >= 5 and set(people.values()) == {2}
+    assert {score["patients"] for score in config["metrics"].values()} == {len(people)}
 
 
 def test_regression_takes_a_unit_for_each_target(folder):

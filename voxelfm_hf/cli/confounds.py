@@ -62,7 +62,7 @@ def confounds(
     quiet_libraries()
     columns = [name.strip() for name in (acquisition or "").split(",") if name.strip()]
     if dataset is None:
-        table = read_labels(labels, id_column=id_column)
+        table = read_labels(labels, id_column=id_column, patient_column=patient_column)
     else:
         data = load_dataset(dataset).read(labels)
         table, columns = data.labels, columns or list(data.acquisition)

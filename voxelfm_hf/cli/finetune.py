@@ -71,7 +71,7 @@ def finetune(
 
     finished = finetune_and_save(
         tasks,
-        read_labels(labels, id_column=id_column),
+        read_labels(labels, id_column=id_column, patient_column=read.get("patient_column")),
         out,
         model=model,
         task=task,

@@ -62,7 +62,7 @@ def probe(
     quiet_libraries()
     fitted, reports, data, predictions = fit_and_evaluate(
         FeatureStore(store),
-        read_labels(labels, id_column=id_column),
+        read_labels(labels, id_column=id_column, patient_column=read.get("patient_column")),
         task=task,
         read=read,
         fit={"seed": seed},
