@@ -82,6 +82,15 @@ def test_regression_takes_a_unit_for_each_target(folder):
         ("--task regression --target age --unit a --unit b", "--unit is given once for each --target, got 2 for 1"),
         ("--task survival --unit days --unit weeks", "given once, got days, weeks"),
         ("--task nonsense", "--task is one of classification"),
+        ("--task survival --patient-column=", "--patient-column is empty"),
+        ("--task survival --time=", "--time is empty"),
+        ("--task survival --unit=", "--unit is empty"),
+        ("--task survival --head=", "--head is empty"),
+        ("--task regression --target age --target=", "--target is empty"),
+        ("--task regression --target age --masks=", "--masks is empty"),
+        ("--task regression --target age --target weight --target age", "--target names age twice"),
+        ("--task segmentation --classes lung --classes lung", "--classes names lung twice"),
+        ("--task survival --horizon 3 --horizon 3", "--horizon names 3.0 twice"),
     ],
 )
 def test_options_that_a_task_does_not_take_are_refused(folder, words, sentence):

@@ -82,7 +82,11 @@ def reading_options(
         typer.BadParameter: no such task or head, or an option that the task does not take, lacks, or takes another
             number of times.
     """
-    options = {name: value for name, value in locals().items() if name not in ("labels", "task", "seed")}
+    given = {name: value for name, value in locals().items() if name not in ("labels", "task", "seed")}
+    # No truth value: an empty text, as of a shell variable that is not set, is given too.
+    options = {name: None if value is False or value == [] else value for name, value in given.items()}
+    for option, value in options.items():
+        _check_texts(option, value if isinstance(value, list) else [value])
 
     from voxelfm_hf.eval.tasks import load_task, task_names
 
@@ -100,14 +104,13 @@ def reading_options(
     for option, value in options.items():
         names = (option, f"{option}s", OTHER_NAMES.get(option, option))
         argument = next((name for name in names if name in taken), None)
-        typed = f"--{option.replace('_', '-')}"
         if argument is None:
-            if value:
-                raise typer.BadParameter(f"--task {task} takes no {typed}")
-        elif value:
+            if value is not None:
+                raise typer.BadParameter(f"--task {task} takes no {_typed_option(option)}")
+        elif value is not None:
             read[argument] = value
         elif taken[argument].default is inspect.Parameter.empty:
-            raise typer.BadParameter(f"--task {task} needs {typed}")
+            raise typer.BadParameter(f"--task {task} needs {_typed_option(option)}")
     if task == "classification" and classes and not exclusive:
         raise typer.BadParameter("--classes of classification are those of one column of class names: add --exclusive")
     if unit and task == "regression" and len(unit) != len(read["targets"]):
@@ -117,6 +120,19 @@ def reading_options(
             raise typer.BadParameter(f"--unit of survival is that of the time and given once, got {', '.join(unit)}")
         read["unit"] = unit[0]
     return read
+
+
+def _typed_option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _check_texts(option: str, values: list[Any]) -> None:
+    """Refuses an empty text, and a value given twice where each names something else."""
+    if any(isinstance(value, str) and not value.strip() for value in values):
+        raise typer.BadParameter(f"{_typed_option(option)} is empty: name something or leave it out")
+    repeated = next((value for value in values if values.count(value) > 1), None)
+    if repeated is not None and option != "unit":
+        raise typer.BadParameter(f"{_typed_option(option)} names {repeated} twice")
 
 
 def card_facts(
