@@ -105,7 +105,7 @@ def measure(name: str, places: dict[str, str]) -> None:
 def _commit() -> str:
     """The commit of the checkout, marked where files differ from it other than the results themselves."""
     commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=DOCS, text=True).strip()
-    changed = ["git", "status", "--porcelain", "--untracked-files=no", "--", DOCS.parent, f":!{KEPT}"]
+    changed = ["git", "status", "--porcelain", "--untracked-files=no", "--", ":/", f":!{KEPT.name}"]
     return commit + ("-dirty" if subprocess.check_output(changed, cwd=DOCS) else "")
 
 
