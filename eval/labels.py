@@ -1,5 +1,6 @@
 """Label tables: reading, matching to a feature store, and targets of every kind, each bad input with its sentence."""
 
+import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from voxelfm_hf.column_names import PATIENT_COLUMNS, usual_column
+from voxelfm_hf.csv_rows import delimiter_of
 from voxelfm_hf.volumes.errors import LabelError
 
 ID_COLUMNS = ("id", "file", "path", "scan", "source", "image")
@@ -55,7 +57,7 @@ class LabelTable:
 def read_labels(
     source: str | Path | Any, *, id_column: str | None = None, patient_column: str | None = None
 ) -> LabelTable:
-    """Reads labels from a CSV or Parquet file or an HF data set.
+    """Reads labels from a CSV (UTF-8; comma or semicolon), TSV or Parquet file or an HF data set.
 
     Args:
         source: A path, or a `datasets.Dataset`.
@@ -275,10 +277,10 @@ def _arrow_table(source: str | Path | Any, id_column: str | None, patient_column
     try:
         if path.suffix.lower() in (".parquet", ".pq"):
             return pa.parquet.read_table(path), path.name
-        separator = "\t" if path.suffix.lower() == ".tsv" else ","
-        parsing = pa.csv.ParseOptions(delimiter=separator, newlines_in_values=True)
         with pa.input_stream(str(path)) as stream:
-            content = stream.read_buffer()
+            content = stream.read()
+        header_line = io.BytesIO(content).readline().decode(errors="replace")
+        parsing = pa.csv.ParseOptions(delimiter=delimiter_of(path, header_line), newlines_in_values=True)
         with pa.csv.open_csv(pa.BufferReader(content), parse_options=parsing) as reader:
             names = reader.schema.names
         patient = patient_column or usual_column(names, PATIENT_COLUMNS)
@@ -293,9 +295,7 @@ def _arrow_table(source: str | Path | Any, id_column: str | None, patient_column
             raise LabelError(f"{path} is empty: fill in one row a scan") from None
         if "invalid UTF8" in str(error):
             raise LabelError(f"{path.name} is not UTF-8 text: save the table as UTF-8") from None
-        raise LabelError(
-            f"{path} cannot be read as a table: save it as CSV (comma separated, UTF-8) or Parquet"
-        ) from None
+        raise LabelError(f"{path} cannot be read as a table: save it as CSV (UTF-8) or Parquet") from None
     except OSError as error:
         raise LabelError(f"{path} cannot be read: {error.strerror or type(error).__name__}") from None
 

@@ -31,10 +31,7 @@ def csv_rows(path: str | Path, needed: Sequence[str] = ()) -> Iterator[tuple[int
         with path.open(encoding="utf-8-sig", newline="") as file:
             header_line = file.readline()
             file.seek(0)
-            delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-            if delimiter == "," and "," not in header_line and ";" in header_line:
-                delimiter = ";"
-            reader = csv.DictReader(file, delimiter=delimiter, restval="", strict=True)
+            reader = csv.DictReader(file, delimiter=delimiter_of(path, header_line), restval="", strict=True)
             _check_header(path, list(reader.fieldnames or ()), needed)
             for row in reader:
                 line = reader.line_num
@@ -55,6 +52,13 @@ def csv_rows(path: str | Path, needed: Sequence[str] = ()) -> Iterator[tuple[int
         raise LabelError(f"{path} cannot be read ({error.strerror}): check the file and its permissions") from None
     if not line:
         raise LabelError(f"{path} has no rows: it needs a header line and a line for each")
+
+
+def delimiter_of(path: Path, header_line: str) -> str:
+    """What stands between the cells of a CSV (comma or semicolon) or TSV."""
+    if path.suffix.lower() == ".tsv":
+        return "\t"
+    return ";" if ";" in header_line and "," not in header_line else ","
 
 
 def _check_header(path: Path, names: list[str], needed: Sequence[str]) -> None:

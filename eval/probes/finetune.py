@@ -16,6 +16,7 @@ from torch import nn
 
 from voxelfm_hf.eval.labels import LabelTable
 from voxelfm_hf.eval.probes.card import ProbeFacts
+from voxelfm_hf.eval.probes.label_check import check_labels
 from voxelfm_hf.eval.probes.run import machine, save_probe, score_predictions
 from voxelfm_hf.eval.tasks import load_task
 from voxelfm_hf.eval.tasks.data import TaskData
@@ -213,8 +214,8 @@ def finetune_and_save(
         What was written; None on processes that only helped.
 
     Raises:
-        VoxelFMError: before any scan is read: a mode, settings or a head that cannot be trained, an `out` that holds a
-            result; scans that cannot be prepared, labels that do not fit.
+        VoxelFMError: before any scan is read: a mode, settings or a head that cannot be trained, labels that do not
+            fit, an `out` that holds a result; scans that cannot be prepared.
     """
     out, module = Path(out), load_task(task)
     check_mode(mode)
@@ -226,6 +227,7 @@ def finetune_and_save(
     head, settings = read.get("head") or HEADS_OF_TASK[task][0], settings or FinetuneSettings()
     _check_head(task, head)
     settings.check_task(task)
+    check_labels(task, tasks, labels, read)
     make_trainable(load(model)[0], mode, settings)  # refuses what the backbone does not have
     chosen = replace(options, patches=head in PATCH_HEADS, dtype="float32")
     inputs, failures = prepare_inputs(tasks, model, out / "work" / "inputs", chosen)

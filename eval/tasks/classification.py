@@ -55,7 +55,12 @@ def read(
         exclusive: Exactly one class holds for a scan.
         classes: Names and order of exclusive classes.
         **options: Options of `open_data`.
+
+    Raises:
+        LabelError: classes that do not exclude each other, several columns of those that do, or labels that do not fit.
     """
+    if classes and not exclusive:
+        raise LabelError("classes are named only where they exclude each other (exclusive): say so or leave them out")
     data, labels = open_data(store, labels, task="classification", head=head, **options)
     if exclusive:
         if len(targets) != 1:

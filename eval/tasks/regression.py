@@ -17,6 +17,7 @@ from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.store import FeatureStore
 from voxelfm_hf.training.probe.calibration import interval_half_width
 from voxelfm_hf.training.probe.settings import FittedProbe
+from voxelfm_hf.volumes.errors import LabelError
 
 ANSWER = "the targets in their units, `low` and `high` the prediction interval"
 HEADLINES = ("mae",)
@@ -43,7 +44,13 @@ def read(
         head: Decides whether CLS vectors or patch grids are loaded.
         units: Unit of each target, for the card.
         **options: Options of `open_data`.
+
+    Raises:
+        LabelError: units for fewer or more targets, or labels that do not fit.
     """
+    if units and len(units) != len(targets):
+        given = f"{', '.join(units)} for {', '.join(targets)}"
+        raise LabelError(f"a regression has a unit for each target: got {given}; name one for each")
     data, labels = open_data(store, labels, task="regression", head=head, **options)
     values = np.stack([number_target(labels, target) for target in targets], axis=1)
     return replace(data, targets=values, names=list(targets), options={**data.options, "units": units})

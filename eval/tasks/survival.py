@@ -1,5 +1,6 @@
 """Survival: time to an event with censoring, a Cox model on full risk sets."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Unpack
@@ -30,7 +31,7 @@ def read(
     *,
     time: str = "time",
     event: str = "event",
-    unit: str | None = None,
+    unit: str | Sequence[str] | None = None,
     horizons: Sequence[float] = (),
     head: str = "linear",
     **options,
@@ -42,16 +43,26 @@ def read(
         labels: The label table.
         time: Column of the follow-up time.
         event: Column with 1 for an event at that time, 0 for censored.
-        unit: Unit of the time, for the card.
+        unit: Unit of the time, for the card; a sequence holds one.
         horizons: Times at which an AUROC is given, in that unit.
         head: Decides whether CLS vectors or patch grids are loaded.
         **options: Options of `open_data`.
+
+    Raises:
+        LabelError: several units, a horizon that is no time, no event among the training rows, or labels that do not
+            fit.
     """
+    units = [unit] if isinstance(unit, str) else list(unit or ())
+    if len(units) > 1:
+        raise LabelError(f"a survival has one unit, that of its time: got {', '.join(units)}; name one")
+    impossible = [horizon for horizon in horizons if not (math.isfinite(horizon) and horizon > 0)]
+    if impossible:
+        raise LabelError(f"horizons are times above 0, got {impossible[0]:g}: name times of the follow-up")
     data, labels = open_data(store, labels, task="survival", head=head, **options)
     target = survival_target(labels, time=time, event=event)
     if not (target[data.rows("train"), 1] == 1).any():
         raise LabelError(f"{labels.source}: no training row has an event in column {event}")
-    chosen = {**data.options, "unit": unit, "horizons": tuple(horizons)}
+    chosen = {**data.options, "unit": units[0] if units else None, "horizons": tuple(horizons)}
     return replace(data, targets=target, names=[event], options=chosen)
 
 

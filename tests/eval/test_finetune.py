@@ -17,6 +17,7 @@ from voxelfm_hf.eval.datasets import BenchmarkData
 from voxelfm_hf.eval.labels import LabelTable, read_labels
 from voxelfm_hf.eval.probes.apply import ProbeReader
 from voxelfm_hf.eval.probes.finetune import Tuner
+from voxelfm_hf.eval.probes.label_check import check_labels
 from voxelfm_hf.eval.probes.run import fit_and_evaluate
 from voxelfm_hf.eval.tasks import classification, survival
 from voxelfm_hf.features import EmbedOptions, Task, embed_scans
@@ -25,7 +26,7 @@ from voxelfm_hf.scan_list import Scan
 from voxelfm_hf.store import FeatureStore
 from voxelfm_hf.training.finetune.settings import FinetuneSettings
 from voxelfm_hf.volumes import read_volume
-from voxelfm_hf.volumes.errors import RecipeError
+from voxelfm_hf.volumes.errors import LabelError, RecipeError
 
 SETTINGS = FinetuneSettings(epochs=1, batch_size=10, learning_rate=5e-4)
 
@@ -198,7 +199,7 @@ def test_unknown_settings_are_one_sentence(made, tmp_path):
         ("--set head_learning_rate=.nan", "head_learning_rate must be a number of at least 0"),
         ("--set clip_norm=0", "clip_norm must be above 0"),
         ("--set layer_decay=2", "layer_decay lies in"),
-        ("--set flip=true", "flip moves the targets of a localization"),
+        ("--set flip=true --task localization", "flip moves the targets of a localization"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_any_scan_is_read(made, tmp_path, monkeypatch, words, sentence):
@@ -206,13 +207,27 @@ def test_what_cannot_be_trained_is_refused_before_any_scan_is_read(made, tmp_pat
 
     small, _ = made
     monkeypatch.setattr("voxelfm_hf.eval.probes.finetune.prepare_inputs", lambda *_: pytest.fail("scans were read"))
-    given = ["finetune", str(small.scans[0]), "--labels", str(small.folder / "labels.csv"), "--task", "localization"]
-    for target in "xyz":
-        given += ["--target", target]
-    given += ["--model", str(small.model), "--out", str(tmp_path / "out"), *words.split()]
+    given = ["finetune", str(small.folder / "labels.csv"), "--labels", str(small.folder / "labels.csv")]
+    given += ["--task", "classification", "--target", "stripes", "--model", str(small.model)]
+    given += ["--out", str(tmp_path / "out"), *words.split()]
     result = CliRunner().invoke(app, given)
     assert isinstance(result.exception, RecipeError) and sentence in str(result.exception)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("task", ["classification", "localization", "segmentation"])
+def test_labels_that_will_do_are_not_refused_before_scans_are_read(made, tmp_path, task):
+    small, tasks = made
+    rows = {"x": [-4e3] * SCANS, "y": [0.0] * SCANS, "z": [4e3] * SCANS, "mask": ["none.nii"] * SCANS}
+    table = LabelTable("labels", small.ids, {**rows, "sick": [0, 1] * (SCANS // 2)})
+    read = {
+        "classification": {"targets": ["sick"]},
+        "localization": {"targets": ["x", "y", "z"]},
+        "segmentation": {"classes": ["background", "lung"]},
+    }
+    check_labels(task, tasks, table, read[task])
+    with pytest.raises(LabelError, match="12 of 48 ids of labels have no features"):
+        check_labels(task, tasks[12:], table, read[task])
 
 
 def test_benchmark_has_every_mode_beside_the_frozen_encoder(made, tmp_path):

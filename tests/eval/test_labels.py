@@ -4,6 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from voxelfm_hf.csv_rows import csv_rows
 from voxelfm_hf.eval.labels import (
     binary_target,
     class_target,
@@ -41,6 +42,16 @@ def test_csv_parquet_and_dataset_are_read_alike(tmp_path, table):
         assert found.ids == ["a", "b", "c"]
         np.testing.assert_array_equal(number_target(found, "age"), [60.5, np.nan, 40])
         np.testing.assert_array_equal(binary_target(found, "nodule"), [1, 0, np.nan])
+
+
+def test_commas_semicolons_and_tabs_are_told_apart_as_in_lists(tmp_path):
+    for name, delimiter in (("comma.csv", ","), ("semicolon.csv", ";"), ("tab.tsv", "\t")):
+        lines = [("id", "patient_id", "age", "note"), ("001", "007", "60.5", '"a;b,c"'), ("1", "7", "", "d")]
+        (tmp_path / name).write_text("\n".join(delimiter.join(line) for line in lines), encoding="utf-8-sig")
+        labels = read_labels(tmp_path / name)
+        assert labels.ids == ["001", "1"] == [row["id"] for _, row in csv_rows(tmp_path / name)]
+        assert labels.columns["patient_id"] == ["007", "7"] and labels.columns["note"] == ["a;b,c", "d"]
+        np.testing.assert_array_equal(labels.columns["age"], [60.5, None])
 
 
 def test_ids_may_be_any_column_and_numbers(table):

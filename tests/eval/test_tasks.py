@@ -1,6 +1,7 @@
 import csv
 import inspect
 import json
+import re
 from dataclasses import replace
 from itertools import combinations
 
@@ -401,6 +402,20 @@ def test_a_task_has_what_probes_cards_and_the_benchmark_take_from_its_file(name)
         assert task.ANSWER and callable(task.counts) and all(find_measure(metric) for metric in task.HEADLINES)
         assert callable(task.why_unfit) and callable(task.answer)
         assert inspect.signature(task.read).parameters["head"].default == HEADS_OF_TASK[name][0]
+
+
+@pytest.mark.parametrize(
+    ("task", "read", "sentence"),
+    [
+        ("classification", {"targets": ["sick"], "classes": ["no", "yes"]}, "only where they exclude each other"),
+        ("regression", {"targets": ["size"], "units": ["mm", "kg"]}, "a unit for each target: got mm, kg for size"),
+        ("survival", {"unit": ["days", "years"]}, "one unit, that of its time: got days, years"),
+        ("survival", {"horizons": [5, float("inf")]}, "horizons are times above 0, got inf"),
+    ],
+)
+def test_options_that_contradict_the_task_are_one_sentence(store, labels, task, read, sentence):
+    with pytest.raises(LabelError, match=re.escape(sentence)):
+        load_task(task).read(store, labels, **read)
 
 
 def test_missing_scans_are_left_out_only_when_allowed(store, labels):

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from voxelfm_hf.cli import app
 from voxelfm_hf.store import StoreWriter
+from voxelfm_hf.volumes.errors import LabelError
 
 
 def who(scan: int) -> str:
@@ -74,13 +75,10 @@ def test_regression_takes_a_unit_for_each_target(folder):
         ("--task regression --target age --time time", "--task regression takes no --time"),
         ("--task survival --target age", "--task survival takes no --target"),
         ("--task classification --target died --mask-folder .", "--task classification takes no --mask-folder"),
-        ("--task classification --target died --classes a", "add --exclusive"),
         ("--task retrieval --target died --head linear", "--task retrieval takes no --head"),
         ("--task survival --head knn", "--head of survival is one of linear"),
         ("--task classification", "--task classification needs --target"),
         ("--task segmentation", "--task segmentation needs --classes"),
-        ("--task regression --target age --unit a --unit b", "--unit is given once for each --target, got 2 for 1"),
-        ("--task survival --unit days --unit weeks", "given once, got days, weeks"),
         ("--task nonsense", "--task is one of classification"),
         ("--task survival --patient-column=", "--patient-column is empty"),
         ("--task survival --time=", "--time is empty"),
@@ -100,6 +98,30 @@ def test_options_that_a_task_does_not_take_are_refused(folder, words, sentence):
     scan = ["finetune", str(folder / "s0.nii"), "--labels", str(folder / "labels.csv"), "--out", str(folder / "out")]
     done = CliRunner().invoke(app, [*scan, *words.split()], env={"COLUMNS": "200"})
     assert done.exit_code == 2 and sentence in done.output, done.output
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("--task classification --target died --classes a", "only where they exclude each other (exclusive)"),
+        ("--task regression --target age --unit a --unit b", "a unit for each target: got a, b for age"),
+        ("--task survival --unit days --unit weeks", "one unit, that of its time: got days, weeks"),
+        ("--task survival --time days --event died --horizon -3", "horizons are times above 0, got -3"),
+        ("--task survival --time days --event died --horizon nan", "horizons are times above 0, got nan"),
+        ("--task regression --target aeg", "labels.csv has no column aeg"),
+        ("--task survival --event died", "labels.csv has no column time"),
+        ("--task localization --target age --target weight", "a point is three columns"),
+    ],
+)
+def test_what_a_task_cannot_read_is_said_before_anything_is_fitted_or_embedded(folder, monkeypatch, words, sentence):
+    monkeypatch.setattr("voxelfm_hf.eval.probes.finetune.prepare_inputs", lambda *_: pytest.fail("scans were read"))
+    (folder / "list.csv").write_text("id,path\n" + "".join(f"s{i},s0.nii\n" for i in range(60)))
+    scans = ["finetune", folder / "list.csv", "--labels", folder / "labels.csv", "--out", folder / "out"]
+    tuned = CliRunner().invoke(app, [str(word) for word in (*scans, *words.split())])
+    done = [tuned] if "localization" in words else [tuned, probe(folder, *words.split())]
+    for result in done:
+        assert isinstance(result.exception, LabelError) and sentence in str(result.exception)
+    assert not (folder / "out").exists()
 
 
 def test_maps_lie_beside_the_labels_where_no_folder_is_named(folder, monkeypatch):

@@ -79,8 +79,8 @@ def reading_options(
     repeated; defaults stand there.
 
     Raises:
-        typer.BadParameter: no such task or head, or an option that the task does not take, lacks, or takes another
-            number of times.
+        typer.BadParameter: no such task or head, or an option that the task does not take or lacks, that is empty, or
+            that names something twice.
     """
     given = {name: value for name, value in locals().items() if name not in ("labels", "task", "seed")}
     # No truth value: an empty text, as of a shell variable that is not set, is given too.
@@ -111,14 +111,6 @@ def reading_options(
             read[argument] = value
         elif taken[argument].default is inspect.Parameter.empty:
             raise typer.BadParameter(f"--task {task} needs {_typed_option(option)}")
-    if task == "classification" and classes and not exclusive:
-        raise typer.BadParameter("--classes of classification are those of one column of class names: add --exclusive")
-    if unit and task == "regression" and len(unit) != len(read["targets"]):
-        raise typer.BadParameter(f"--unit is given once for each --target, got {len(unit)} for {len(read['targets'])}")
-    if unit and task == "survival":
-        if len(unit) > 1:
-            raise typer.BadParameter(f"--unit of survival is that of the time and given once, got {', '.join(unit)}")
-        read["unit"] = unit[0]
     return read
 
 
