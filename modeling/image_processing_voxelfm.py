@@ -278,7 +278,7 @@ class VoxelFMImageProcessor(BaseImageProcessor):
         if min(isotropic) < p and not pad_thin:
             raise ValueError(
                 f"the volume is {tuple(isotropic)} voxels (z, y, x) after cropping and isotropic resampling, thinner "
-                f"than one patch of {p}: pad it by its edge values with pad_thin=True (--pad of `voxelfm embed`)"
+                f"than one patch of {p}: pad it by its edge values with pad_thin=True (--pad on the command line)"
             )
         padded = tuple(max(n, p) for n in isotropic)
         resized = budget_size(padded, p, max_patches)

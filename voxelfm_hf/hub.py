@@ -1,5 +1,6 @@
 """Models by name: local folders, Hub repositories, and the published checkpoint, which is converted once."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import resources
@@ -128,11 +129,19 @@ def _adapted(folder: Path, **kwargs):
             f"{folder} holds adapters of other weights than those of {found}: put the right base beside it"
         )
     network, processor = load(found, **kwargs)
-    with loading(folder, "LoRA adapters"):
+    with loading(folder, "LoRA adapters"), quiet_peft():
         merged = PeftModel.from_pretrained(network, str(folder)).merge_and_unload()
         if (folder / "preprocessor_config.json").is_file():
             processor = AutoImageProcessor.from_pretrained(folder)
     return merged.eval(), processor
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Without the warning that peft reads a property of transformers by its old name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 def _out_of_reach(model: str | Path) -> ModelError:

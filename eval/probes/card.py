@@ -78,7 +78,8 @@ def write_probe_card(
         eval_results=model_index(headlines, dataset_name=facts.dataset or "unnamed data", dataset_id=facts.dataset_id),
         name=facts.name or f"VoxelFM probe: {data.task} of {targets}",
         summary=f"{_what(config, tuning, base)} for {data.task}: {cell(targets)}.",
-        model_option="" if on_hub or base == EMBEDDED else " --model FOLDER_OF_THE_BACKBONE",
+        model_option=("" if on_hub or base == EMBEDDED else " --model FOLDER_OF_THE_BACKBONE")
+        + (" --regions CSV" if (config.processor or {}).get("region_size") else ""),
         features=_features(config),
         answer=module.ANSWER,
         base=base,

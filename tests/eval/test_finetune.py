@@ -98,6 +98,7 @@ def test_survival_gets_its_baseline_hazard(made):
     assert survival.predict(tuned.probe, tuned.data, data.rows("test")).shape == (18, 1)
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
 def test_command_leaves_adapters_and_a_probe_that_answer_from_a_file(made, tmp_path, monkeypatch):
     from voxelfm_hf.cli import app
 

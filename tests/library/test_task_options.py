@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -32,7 +33,9 @@ def folder(tmp_path_factory):
         {"id": f"s{i}", "source": f"s{i}.nii", "cls": row.tolist(), "grid": [4, 4, 4], "notes": [], **facts}
         for i, row in enumerate(features)
     ]
-    StoreWriter(folder / "store", {"model": "m", "weight_hash": "w", "processor": {}}).add(rows)
+    run = {"model": "m", "weight_hash": "w"}
+    StoreWriter(folder / "store", {**run, "processor": {}}).add(rows)
+    StoreWriter(folder / "regions", {**run, "processor": {"region_size": 16}}).add(rows)
     lines = ["id,who,days,died,age,weight"]
     for i, row in enumerate(features):
         lines.append(f"s{i},{who(i)},{1 + 90 * np.exp(-row[0]):.2f},{i % 3 != 0:d},{50 + 9 * row[1]:.1f},{70 + i}")
@@ -41,9 +44,23 @@ def folder(tmp_path_factory):
     return folder
 
 
-def probe(folder, *words, out="out"):
-    words = ["probe", folder / "store", folder / "labels.csv", "--out", folder / out, *words]
+def probe(folder, *words, out="out", store="store"):
+    words = ["probe", folder / store, folder / "labels.csv", "--out", folder / out, *words]
     return CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "200"})
+
+
+def test_a_probe_says_how_it_is_asked_and_what_it_does_not_know(folder):
+    """Of regions it has to be told where to look; without a column of patients rows are taken for them."""
+    words = ["--task", "regression", "--target", "age"]
+    told = "note: the label table has no column of patients"
+    whole = probe(folder, *words, "--patient-column", "who", out="whole")
+    assert whole.output.rstrip().endswith(f"--probe {folder / 'whole'}") and told not in whole.output
+    regions = probe(folder, *words, out="of-regions", store="regions")
+    assert regions.output.rstrip().endswith(f"--probe {folder / 'of-regions'} --regions CSV") and told in regions.output
+    assert (
+        "--probe THIS_FOLDER_OR_REPOSITORY --model FOLDER_OF_THE_BACKBONE --regions CSV"
+        in (folder / "of-regions" / "README.md").read_text()
+    )
 
 
 def test_survival_takes_unit_horizons_and_the_column_of_patients(folder):
@@ -128,7 +145,7 @@ def test_maps_lie_beside_the_labels_where_no_folder_is_named(folder, monkeypatch
     given = []
     monkeypatch.setattr(
         "voxelfm_hf.eval.probes.run.fit_and_evaluate",
-        lambda *_, read, **__: given.append(read) or (None, {}, None, None),
+        lambda *_, read, **__: given.append(read) or (None, {}, SimpleNamespace(notes=()), None),
     )
     words = ["--task", "segmentation", "--classes", "background", "--classes", "lung", "--seed", "4"]
     assert probe(folder, *words).exit_code == 0

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from voxelfm_hf.hub import quiet_peft
 from voxelfm_hf.modeling.modeling_voxelfm import VoxelFMModel
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.training.finetune.settings import FinetuneSettings, blocks_of_mode
@@ -113,7 +114,8 @@ def make_trainable(backbone: VoxelFMModel, mode: str, settings: FinetuneSettings
         targets = rf".*layers\.\d+\.(?:attention|mlp)\.(?:{'|'.join(settings.lora.layers)})"
         if not any(re.fullmatch(targets, name) for name, _ in backbone.named_modules()):
             raise RecipeError(f"lora.layers names {', '.join(settings.lora.layers)}, none of which the backbone has")
-        return get_peft_model(backbone, settings.lora.config(target_modules=targets))
+        with quiet_peft():
+            return get_peft_model(backbone, settings.lora.config(target_modules=targets))
     if blocks > backbone.config.num_hidden_layers:
         backbone.requires_grad_(True)
         if backbone.embeddings.mask_token is not None:

@@ -12,6 +12,7 @@ from voxelfm_hf.cli.app import (
     app,
     console,
     end_batch,
+    errors,
     plain,
     progress_bar,
     quiet_libraries,
@@ -67,6 +68,8 @@ def probe(
         read=read,
         fit={"seed": seed},
     )
+    for note in data.notes:
+        errors.print(f"note: {plain(note)}", soft_wrap=True)
     for name, report in reports.items():
         for metric, estimate in report["estimates"].items():
             text = estimate_text(estimate)
@@ -76,7 +79,8 @@ def probe(
         console.print("retrieval has nothing to fit: no probe was written")
         return
     save_probe(out, fitted, reports, data, predictions, facts=facts)
-    console.print(f"{plain(out)}: voxelfm predict SCAN --probe {plain(out)}")
+    where = " --regions CSV" if (fitted.config.processor or {}).get("region_size") else ""
+    console.print(f"{plain(out)}: voxelfm predict SCAN --probe {plain(out)}{where}")
 
 
 @app.command()
@@ -120,15 +124,17 @@ def predict(
     quiet_libraries()
     reader = ProbeReader(probe, model=model)
     progress = progress_bar(len(tasks), "predicting")
+    # On a terminal what prints beside a bar has to know of it.
+    answers = progress.console if console.is_terminal and errors.is_terminal else console
 
     def show(task: Any, identifier: str, facts: dict[str, Any]) -> None:
         name = identifier if task.scan.named or task.regions else str(task.scan.path)
         if as_json:
             print(json.dumps({"scan": name, **facts}))
             return
-        console.print(f"[bold]{plain(name)}[/]")
+        answers.print(f"[bold]{plain(name)}[/]")
         for key, value in facts.items():
-            console.print(f"  {key.replace('_', ' ')}: {plain(json.dumps(value))}")
+            answers.print(f"  {key.replace('_', ' ')}: {plain(json.dumps(value))}")
 
     with progress:
         summary = predict_scans(

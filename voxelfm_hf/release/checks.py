@@ -111,7 +111,7 @@ def _card_problems(folder: Path) -> list[str]:
         return [f"README.md has a header that cannot be read ({str(error).splitlines()[0]})"]
     problems = []
     if not card.data.license or card.data.license == "unknown":
-        problems.append("README.md names no license in its header: write one there, or fit the probe with --license")
+        problems.append("README.md names no license in its header: write one there, or make it again with --license")
     if PLACEHOLDER in card.text:
         problems.append(f"README.md still says {PLACEHOLDER}")
     unfinished = re.search(r"\b(?:TODO|TBD|FIXME|More Information Needed)\b", card.text)
