@@ -37,3 +37,5 @@ from voxelfm_hf.eval.named_modules import NamedModules
 
 _TASKS = NamedModules(__name__, "task", helpers=("answer", "data", "fitting", "grid", "kept", "neighbours"))
 task_names, load_task = _TASKS.names, _TASKS.load
+# Nothing is fitted: features are compared as they are. The others are those of `HEADS_OF_TASK`, which imports torch.
+HEADLESS = ("retrieval",)

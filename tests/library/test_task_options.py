@@ -12,6 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from voxelfm_hf.cli import app
+from voxelfm_hf.eval.tasks import task_names
+from voxelfm_hf.modeling.configuration_voxelfm_probe import HEADS_OF_TASK
 from voxelfm_hf.store import StoreWriter
 from voxelfm_hf.volumes.errors import LabelError
 
@@ -92,7 +94,6 @@ def test_regression_takes_a_unit_for_each_target(folder):
         ("--task regression --target age --time time", "--task regression takes no --time"),
         ("--task survival --target age", "--task survival takes no --target"),
         ("--task classification --target died --mask-folder .", "--task classification takes no --mask-folder"),
-        ("--task retrieval --target died --head linear", "--task retrieval takes no --head"),
         ("--task survival --head knn", "--head of survival is one of linear"),
         ("--task classification", "--task classification needs --target"),
         ("--task segmentation", "--task segmentation needs --classes"),
@@ -141,6 +142,21 @@ def test_what_a_task_cannot_read_is_said_before_anything_is_fitted_or_embedded(f
     assert not (folder / "out").exists()
 
 
+def test_the_tasks_of_a_command_are_those_with_a_file_and_for_finetune_with_a_head(folder):
+    done = probe(folder, "--task", "retrieval", "--target", "died", "--head", "linear")
+    assert done.exit_code == 2 and "--task retrieval takes no --head" in done.output
+    for command, tasks in (("probe", task_names()), ("finetune", sorted(HEADS_OF_TASK))):
+        shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"})
+        assert f"{', '.join(tasks)}." in shown.output
+
+
+def test_finetune_looks_at_its_options_before_it_searches_folders(folder, monkeypatch):
+    monkeypatch.setattr("voxelfm_hf.scan_list.list_tasks", lambda *_, **__: pytest.fail("folders were searched"))
+    words = ["finetune", str(folder), "--labels", str(folder / "labels.csv"), "--out", str(folder / "out")]
+    done = CliRunner().invoke(app, [*words, "--task", "survival", "--head", "knn"], env={"COLUMNS": "200"})
+    assert done.exit_code == 2 and "--head of survival is one of linear" in done.output, done.output
+
+
 def test_maps_lie_beside_the_labels_where_no_folder_is_named(folder, monkeypatch):
     given = []
     monkeypatch.setattr(
@@ -165,12 +181,15 @@ def test_maps_lie_beside_the_labels_where_no_folder_is_named(folder, monkeypatch
         ("search", "nowhere", "--id", "a"),
         ("confounds", "store", "nowhere", "--acquisition", "a", "--out", "x"),
         ("report", "nowhere", "--model", "x"),
+        ("finetune", "s0.nii", "--labels", "labels.csv", "--task", "retrieval", "--out", "x"),
+        ("probe", "store", "labels.csv", "--task", "nowhere", "--out", "x"),
+        ("probe", "store", "labels.csv", "--task", "survival", "--time", "", "--out", "nowhere"),
     ],
 )
-def test_wrong_paths_are_refused_before_torch_is_imported(folder, words):
+def test_wrong_words_are_refused_before_torch_is_imported(folder, words):
     code = "import sys; from voxelfm_hf.cli import main\nfrom contextlib import suppress\n"
     code += "with suppress(SystemExit): print('ended', main())\nsys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert "nowhere" in done.stderr or "is a file" in done.stderr
+    assert any(word in done.stderr for word in ("nowhere", "is a file", "got retrieval", "is empty")), done.stderr
     assert "Traceback" not in done.stderr and not (folder / "x").exists()

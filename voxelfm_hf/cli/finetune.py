@@ -8,7 +8,8 @@ import typer
 from voxelfm_hf.cli.app import app, console, errors, plain, quiet_libraries
 from voxelfm_hf.cli.options import IdColumn, ModelOption, scan_options, scan_tasks, size_options
 from voxelfm_hf.cli.shared_options import with_options
-from voxelfm_hf.cli.task import Seed, card_facts, estimate_text, reading_options
+from voxelfm_hf.cli.task import Seed, card_facts, estimate_text, reading_options, task_option
+from voxelfm_hf.eval.tasks import HEADLESS
 from voxelfm_hf.hub import EMBEDDED
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @app.command()
-@with_options(tasks=scan_tasks, sizes=size_options, opening=scan_options, read=reading_options, facts=card_facts)
+@with_options(read=reading_options, tasks=scan_tasks, sizes=size_options, opening=scan_options, facts=card_facts)
 def finetune(
     *,
     tasks: "list[Task]",
@@ -27,7 +28,7 @@ def finetune(
             "--labels", "-l", help="CSV or Parquet: an id column and one column a target.", exists=True, dir_okay=False
         ),
     ],
-    task: Annotated[str, typer.Option(help="classification, regression, survival, localization or segmentation.")],
+    task: Annotated[str, task_option(without=HEADLESS)],
     out: Annotated[
         Path,
         typer.Option("--out", "-o", help="Folder of the result; an interrupted run goes on there.", file_okay=False),
@@ -60,8 +61,6 @@ def finetune(
     from voxelfm_hf.features import EmbedOptions
     from voxelfm_hf.training.finetune.settings import change_settings
 
-    if task == "retrieval":
-        raise typer.BadParameter("--task retrieval has no labels to fine-tune on")
     quiet_libraries()
 
     def show(entry: dict[str, Any]) -> None:

@@ -60,7 +60,11 @@ def size_options(
 def scan_tasks(
     inputs: Annotated[
         list[Path] | None,
-        typer.Argument(help="Scans, folders to search for scans, or CSV lists (path, id).", metavar="[INPUT…]"),
+        typer.Argument(
+            help="Scans, folders to search for scans, or CSV lists (path, id).",
+            metavar="[INPUT…]",
+            callback=lambda paths: some_exist(paths or []),
+        ),
     ] = None,
     regions: Annotated[
         Path | None, typer.Option(help="CSV of cubes in place of whole scans: scan,x,y,z,edge_mm[,id], LPS mm.")
@@ -76,7 +80,7 @@ def scan_tasks(
 
     if not inputs and regions is None:
         raise typer.BadParameter("name scans, folders or a CSV list, or --regions")
-    return list_tasks(some_exist(inputs or []), regions=regions)
+    return list_tasks(inputs or [], regions=regions)
 
 
 def some_exist(paths: list[Path]) -> list[Path]:

@@ -20,7 +20,7 @@ from voxelfm_hf.cli.app import (
 )
 from voxelfm_hf.cli.options import AsJson, IdColumn, Point, new_folder, parse_point, scan_options, scan_tasks
 from voxelfm_hf.cli.shared_options import with_options
-from voxelfm_hf.cli.task import UNDEFINED, Seed, card_facts, estimate_text, reading_options
+from voxelfm_hf.cli.task import UNDEFINED, Seed, card_facts, estimate_text, reading_options, task_option
 
 if TYPE_CHECKING:
     from voxelfm_hf.eval.probes.card import ProbeFacts
@@ -40,9 +40,7 @@ def probe(
             help="CSV or Parquet: an id column and one column a target.", metavar="LABELS", exists=True, dir_okay=False
         ),
     ],
-    task: Annotated[
-        str, typer.Option(help="classification, regression, survival, retrieval, localization or segmentation.")
-    ],
+    task: Annotated[str, task_option()],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the probe, new or empty.", callback=new_folder)],
     id_column: IdColumn = None,
     read: dict[str, Any],

@@ -3,10 +3,13 @@
 import inspect
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from voxelfm_hf.eval.tasks import task_names
 
 if TYPE_CHECKING:
     from voxelfm_hf.eval.probes.card import ProbeFacts
@@ -17,6 +20,18 @@ Seed = Annotated[int, typer.Option(help="Seed of the splits (where none are give
 UNDEFINED = "undefined"
 # Options of `reading_options` whose argument has a name of its own.
 OTHER_NAMES = {"mask_folder": "folder"}
+
+
+def task_option(*, without: Sequence[str] = ()) -> Any:
+    """The option --task, which takes the tasks there are without some; others are refused before torch is imported."""
+    names = [name for name in task_names() if name not in without]
+
+    def known(task: str) -> str:
+        if task not in names:
+            raise typer.BadParameter(f"--task is one of {', '.join(names)}, got {task}")
+        return task
+
+    return typer.Option(help=f"{', '.join(names)}.", callback=known)
 
 
 def estimate_text(estimate: dict[str, Any]) -> str:
@@ -79,7 +94,7 @@ def reading_options(
     repeated; defaults stand there.
 
     Raises:
-        typer.BadParameter: no such task or head, or an option that the task does not take or lacks, that is empty, or
+        typer.BadParameter: no such head, or an option that the task does not take or lacks, that is empty, or
             that names something twice.
     """
     given = {name: value for name, value in locals().items() if name not in ("labels", "task", "seed")}
@@ -88,10 +103,7 @@ def reading_options(
     for option, value in options.items():
         _check_texts(option, value if isinstance(value, list) else [value])
 
-    from voxelfm_hf.eval.tasks import load_task, task_names
-
-    if task not in task_names():
-        raise typer.BadParameter(f"--task is one of {', '.join(task_names())}, got {task}")
+    from voxelfm_hf.eval.tasks import load_task
     from voxelfm_hf.eval.tasks.data import open_data
     from voxelfm_hf.modeling.configuration_voxelfm_probe import HEADS_OF_TASK
 
