@@ -18,6 +18,9 @@ def with_options(**functions: Callable[..., Any]) -> Callable[[Callable[..., Non
 
     Args:
         functions: By parameter of the command. They are called before the command, in this order.
+
+    Raises:
+        TypeError: two of the functions declare an option that the command does not, each in its own way.
     """
     taken = {name: inspect.signature(function).parameters for name, function in functions.items()}
 
@@ -29,7 +32,11 @@ def with_options(**functions: Callable[..., Any]) -> Callable[[Callable[..., Non
             if name in own:
                 options[name] = parameter
             else:
-                options |= {o: option for o, option in taken[name].items() if o not in own}
+                added = {o: option for o, option in taken[name].items() if o not in own}
+                differing = [o for o in added if o in options and options[o] != added[o]]
+                if differing:
+                    raise TypeError(f"{command.__name__}: two functions declare {differing[0]} differently")
+                options |= added
 
         @functools.wraps(command)
         def run(**values: Any) -> None:
