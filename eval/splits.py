@@ -12,6 +12,11 @@ SHARES = (0.7, 0.1, 0.2)
 ALIASES = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "testing": "test"}
 
 
+def patient_column_of(labels: LabelTable, patient_column: str | None = None) -> str | None:
+    """The column that tells patients apart: the one named, else the first of `PATIENT_COLUMNS` that exists, or None."""
+    return patient_column or labels.first_of(PATIENT_COLUMNS)
+
+
 def patient_groups(labels: LabelTable, *, patient_column: str | None = None) -> np.ndarray:
     """A group number for each row: rows of one patient, or of one study, have the same.
 
@@ -19,7 +24,7 @@ def patient_groups(labels: LabelTable, *, patient_column: str | None = None) -> 
 
     Args:
         labels: The labels.
-        patient_column: By default the first of `PATIENT_COLUMNS` that exists.
+        patient_column: As in `patient_column_of`.
 
     Returns:
         (n,) integers from 0; every row its own group when there is neither column.
@@ -32,7 +37,7 @@ def patient_groups(labels: LabelTable, *, patient_column: str | None = None) -> 
             row = parent[row]
         return row
 
-    chosen = (patient_column or labels.first_of(PATIENT_COLUMNS), labels.first_of(STUDY_COLUMNS))
+    chosen = (patient_column_of(labels, patient_column), labels.first_of(STUDY_COLUMNS))
     for column in chosen:
         if column is None:
             continue

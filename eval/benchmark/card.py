@@ -24,8 +24,8 @@ from voxelfm_hf.markdown import cell
 MAX_SUBGROUP_ROWS = 60
 LIMITS = (
     "One data set and one recipe of probes; a ranking here is no ranking elsewhere. Intervals cover the choice of test "
-    "patients, not another draw of training patients. Rows of one table share their patients, so overlapping intervals "
-    "do not decide: the paired tests do. No use in care."
+    "patients (rows or studies where the table names none), not another draw of training patients. Rows of one table "
+    "share their patients, so overlapping intervals do not decide: the paired tests do. No use in care."
 )
 SYNTHETIC = " The scans are synthetic: the numbers say whether the machinery works, nothing about patients."
 

@@ -10,7 +10,8 @@ from voxelfm_hf.eval.benchmark.scores import COSTS, Sample, estimate_macro, esti
 from voxelfm_hf.eval.labels import LabelTable
 from voxelfm_hf.eval.metrics.measure import MACRO
 from voxelfm_hf.eval.metrics.scoring import by_subgroup
-from voxelfm_hf.eval.statistics.estimates import Estimate
+from voxelfm_hf.eval.splits import patient_column_of
+from voxelfm_hf.eval.statistics.estimates import Estimate, forget_patients
 from voxelfm_hf.eval.tasks.data import subgroup_levels
 
 # Columns of subgroups.csv.
@@ -23,8 +24,8 @@ class Results:
 
     Attributes:
         rows: encoder, task, target, metric, value, low, high, n, fraction, seeds; then family, head, kind, train_rows,
-            patients, main (whether it is the metric that is tested), note. All metrics at all labels, the main one at
-            every fraction.
+            patients (None where unknown), main (whether it is the metric that is tested), note. All metrics at all
+            labels, the main one at every fraction.
         subgroups: The main metric at all labels within levels of columns.
         comparisons: Paired tests of the first encoder against every other.
     """
@@ -41,6 +42,8 @@ def score_benchmark(run: BenchmarkRun) -> Results:
     samples: dict[tuple[str, str, str, float], Sample] = {}
     replicates = run.recipe.replicates
     for task in run.recipe.tasks:
+        of_task: list[dict[str, Any]] = []
+        of_levels: list[dict[str, Any]] = []
         whole = max(run.recipe.fractions_of(task))
         for name, entrant in run.entrants.items():
             tables = run.predictions.get((name, task.title))
@@ -54,10 +57,15 @@ def score_benchmark(run: BenchmarkRun) -> Results:
                 for metric in [*sample.judged.measures] if fraction == whole else [sample.main_metric]:
                     estimate = estimate_sample(sample, metric, replicates=replicates)
                     named = {**head, "target": target, "metric": metric}
-                    rows.append(_row(named, about, sample, fraction, estimate))
+                    of_task.append(_row(named, about, sample, fraction, estimate))
                 if fraction == whole and run.labels is not None and entrant.kind != "reference":
-                    subgroups += [{**head, "target": target, **row} for row in _subgroups(run, sample)]
-            rows += _macro_rows(head, about, task, found, replicates)
+                    of_levels += [{**head, "target": target, **row} for row in _subgroups(run, sample)]
+            of_task += _macro_rows(head, about, task, found, replicates)
+        labels = run.data.labels if run.labels is None else run.labels
+        if patient_column_of(labels, task.read.get("patient_column")) is None:
+            forget_patients([*of_task, *of_levels])
+        rows += of_task
+        subgroups += of_levels
     return Results(rows, subgroups, _compared(run, samples))
 
 

@@ -87,11 +87,12 @@ def split_counts(run: BenchmarkRun) -> dict[str, int]:
 def results_markdown(run: BenchmarkRun, results: Results) -> str:
     """Tables of the main metric: encoders by targets at all labels, and by label fraction."""
     counts = ", ".join(f"{name} {count}" for name, count in split_counts(run).items())
+    drawn = "patients" if any(row["patients"] is not None for row in results.rows) else "rows or studies"
     lines = [
         f"# {run.recipe.title or run.recipe.data}",
         "",
         f"Frozen features, one probe recipe for all encoders; rows: {counts}. A number is the mean over seeds, with a "
-        "95 % bootstrap interval that resamples test patients and keeps the predictions of all seeds. Ceiling: "
+        f"95 % bootstrap interval that resamples test {drawn} and keeps the predictions of all seeds. Ceiling: "
         "features that are the answer; floor: noise.",
         "",
     ]

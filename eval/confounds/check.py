@@ -23,7 +23,7 @@ from voxelfm_hf.eval.labels import LabelTable, binary_target
 from voxelfm_hf.eval.metrics import binary, continuous, multiclass
 from voxelfm_hf.eval.metrics.retrieval import recall_measure
 from voxelfm_hf.eval.metrics.scoring import by_subgroup, estimate
-from voxelfm_hf.eval.statistics.estimates import Estimate
+from voxelfm_hf.eval.statistics.estimates import Estimate, forget_patients
 from voxelfm_hf.eval.tasks import load_task
 from voxelfm_hf.eval.tasks.data import TaskData, open_data
 from voxelfm_hf.store import FeatureStore
@@ -107,7 +107,7 @@ def measure_confounds(
     if not any(row["what"] == "same person" for row in rows):
         notes.append("no test patient was scanned in two ways: the same person cannot be searched for")
     if data.patient_column is None:
-        rows = [{**row, "patients": None} for row in rows]  # rows were counted
+        forget_patients(rows)
     return Confounds(rows, [fact.name for fact in facts], (erasure.rank, features.shape[1]), notes)
 
 

@@ -40,7 +40,8 @@ class BenchmarkData:
 
     Attributes:
         tasks: Scans, with regions where the data set is one of regions.
-        labels: One row an embedded id; `patient_id`, often `study_id` and `split`, and target columns.
+        labels: One row an embedded id; `patient_id` where patients are known, often `study_id` and `split`, and
+            target columns.
         folder: Where relative paths of mask columns start.
         baselines: Name -> label columns that any encoder has to beat.
         acquisition: Numeric columns that say how a scan was made.

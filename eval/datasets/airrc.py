@@ -45,17 +45,18 @@ def read(folder: str | Path) -> BenchmarkData:
                     "id": series,
                     "file": str(scans[series].relative_to(folder)),
                     "label_file": str(label.relative_to(folder)),
-                    "patient_id": series,
+                    "study_id": series,
                     "split": luna16.split_of(scans[series]),
                 }
             )
     if not rows:
         raise DatasetError(f"{folder} holds no label map with its LUNA16 scan: lay {ABOUT.title} out as {ABOUT.layout}")
     lost = len(labels) - len(rows)
+    notes = [f"{lost} of {len(labels)} label maps have no scan in the folder"] if lost else []
     return BenchmarkData(
         tasks=whole_scans(rows, folder),
         labels=label_table("AirRC", rows),
         folder=folder,
-        notes=[f"{lost} of {len(labels)} label maps have no scan in the folder"] if lost else [],
+        notes=[*notes, luna16.NO_PATIENTS],
         classes=CLASSES,
     )

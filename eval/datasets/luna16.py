@@ -6,7 +6,7 @@ annotated nodule in their cube are left out, since "the nodule" would not be one
 crops of 40 to 240 mm; a fixed edge keeps millimetres meaningful.)
 
 Positions are those of the table, in the world frame of the MetaImage files, which is LPS mm. The ten published subsets
-make the splits: 0 to 6 train, 7 val, 8 and 9 test. The files name series, not patients; each series is taken as one.
+make the splits: 0 to 6 train, 7 val, 8 and 9 test. The files name series, not patients.
 """
 
 from pathlib import Path
@@ -31,6 +31,7 @@ ABOUT = About(
     sources=("https://luna16.grand-challenge.org/Data/",),
 )
 EDGE_MM = 96.0
+NO_PATIENTS = "the files do not say which series are of one patient"
 _SPLITS = dict(enumerate(["train"] * 7 + ["val"] + ["test"] * 2))
 _AXES = ("coordX", "coordY", "coordZ")
 
@@ -75,6 +76,7 @@ def read(folder: str | Path, *, edge_mm: float = EDGE_MM) -> BenchmarkData:
     notes = [f"{missing} of {len(nodules)} scans with nodules are not in the folder"] if missing else []
     if crowded:
         notes.append(f"{crowded} nodules with another one in their cube were left out")
+    notes.append(NO_PATIENTS)
     return BenchmarkData(
         tasks=tasks,
         labels=label_table("LUNA16", rows),
@@ -105,7 +107,6 @@ def split_of(file: Path) -> str | None:
 def _row(series: str, place: int, file: Path, centre: np.ndarray, diameter: float) -> dict[str, Any]:
     return {
         "id": f"{series}_{place}",
-        "patient_id": series,
         "study_id": series,
         "split": split_of(file),
         **dict(zip(("nodule_x", "nodule_y", "nodule_z"), centre.tolist(), strict=True)),

@@ -53,7 +53,6 @@ def read(folder: str | Path) -> BenchmarkData:
             {
                 "id": study,
                 "file": f"merlin_data/{study}.nii.gz",
-                "patient_id": study,
                 "study_id": study,
                 "split": row["Split"] or None,
                 "report": row["Findings"] or None,

@@ -57,7 +57,6 @@ def read(folder: str | Path) -> BenchmarkData:
         rows[series] = {
             "id": series,
             "file": f"train/{study}/{series}",
-            "patient_id": study,
             "study_id": study,
             "pe": pe,
             **{name: value[name] if pe == 1 else None for name in OF_AN_EMBOLISM},

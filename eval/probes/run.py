@@ -14,6 +14,7 @@ from voxelfm_hf.eval.labels import LabelTable
 from voxelfm_hf.eval.probes.card import ProbeFacts, write_probe_card
 from voxelfm_hf.eval.probes.plots import save_probe_plots
 from voxelfm_hf.eval.result_files import write_csv, write_json
+from voxelfm_hf.eval.statistics.estimates import forget_patients
 from voxelfm_hf.eval.tasks import load_task
 from voxelfm_hf.eval.tasks.data import TaskData
 from voxelfm_hf.files import written_folder
@@ -85,8 +86,7 @@ def _evaluated(predictions: Any, data: TaskData, rows: np.ndarray, **options: An
     reports: dict[str, dict] = load_task(data.task).evaluate(predictions, data, rows, **options)
     if data.patient_column is None:
         for report in reports.values():
-            for estimate in (*report["estimates"].values(), *report.get("subgroups", ())):
-                estimate["patients"] = None
+            forget_patients([*report["estimates"].values(), *report.get("subgroups", ())])
     return reports
 
 

@@ -1,6 +1,6 @@
 """The report benchmark: a trained report model beside everything that it must beat, scored on the same test scans.
 
-    DATA/labels.csv          reports: `id_column`, report, patient_id, split (train, val, test)
+    DATA/labels.csv          reports: `id_column`, report, split (train, val, test), patient_id if known
     DATA/images/             their scans, or DATA/store/ with features and patches of them
 
     OUT/store/               features, unless DATA has them
@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from voxelfm_hf.column_names import PATIENT_COLUMNS, usual_column
 from voxelfm_hf.data.phantom.scan_set import write_phantom_set
 from voxelfm_hf.data.reports import read_reports, read_rows
 from voxelfm_hf.data.reports.reduction import report_target
@@ -43,6 +44,7 @@ from voxelfm_hf.eval.reports.page import (
 )
 from voxelfm_hf.eval.reports.scores import LabelledReports, label_pairs, score_reports
 from voxelfm_hf.eval.result_files import write_csv
+from voxelfm_hf.eval.statistics.estimates import forget_patients
 from voxelfm_hf.features import EmbedOptions, Task, embed_scans
 from voxelfm_hf.files import written_file
 from voxelfm_hf.recipes import load_recipe, save_recipe, to_recipe
@@ -105,7 +107,8 @@ class ReportData:
         synthetic: Whether the scans are phantoms.
         ids: In the store.
         texts: The targets, reduced as the trained rows learn them.
-        splits, patients: Of each row.
+        splits, patients: Of each row; its report's id where the patient is unknown.
+        patients_known: Whether the table has a column of patients.
     """
 
     store: FeatureStore
@@ -114,6 +117,7 @@ class ReportData:
     texts: list[str]
     splits: np.ndarray
     patients: list[str]
+    patients_known: bool
     synthetic: bool
 
     def rows(self, split: str) -> np.ndarray:
@@ -177,6 +181,7 @@ def _read(settings: ReportBenchmarkSettings, training: ReportRecipe, data: Path 
     by_name = scans_by_name(store.ids)
     ids, texts, splits, patients = [], [], [], []
     columns = {name.lower(): name for name in next(iter(read_rows(table)))}
+    patient_column = usual_column(columns.values(), PATIENT_COLUMNS)
     id_column = settings.id_column if settings.id_column in columns else None
     reports = read_reports(table, columns=training.data.column, id_column=id_column)
     for report, row in zip(reports, read_rows(table), strict=True):
@@ -188,9 +193,9 @@ def _read(settings: ReportBenchmarkSettings, training: ReportRecipe, data: Path 
         ids.append(scan)
         texts.append(report_target(report) if training.data.reduce else report.text)
         splits.append(row["split"])
-        patients.append(row.get("patient_id") or report.id)
+        patients.append((row[patient_column] if patient_column else "") or report.id)
     synthetic = "acquisition_seed" in columns  # only phantoms have one
-    found = ReportData(store, table, ids, texts, np.array(splits), patients, synthetic)
+    found = ReportData(store, table, ids, texts, np.array(splits), patients, patient_column is not None, synthetic)
     for split in ("train", "val", "test"):
         if not len(found.rows(split)):
             raise LabelError(f"{table} has no row of the split {split} with features and a report")
@@ -304,6 +309,8 @@ def _score(
                  "low": estimate.low, "high": estimate.high, "n": estimate.n, "fraction": 1.0, "seeds": 1,
                  "train_rows": len(data.rows("train")), "patients": estimate.patients, "note": estimate.note}
             )  # fmt: skip
+    if not data.patients_known:
+        forget_patients(rows)
     comparisons = comparison_rows(written, visible, replicates=settings.replicates)
     write_csv(out / "results.csv", rows)
     write_csv(out / "comparisons.csv", comparisons)

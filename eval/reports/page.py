@@ -66,11 +66,12 @@ def results_page(
         if seen
         else ""
     )
+    drawn = "patients" if any(row["patients"] is not None for row in rows) else "scans"
     lines = [
         f"# {title}",
         "",
         f"{len(first.true)} {'synthetic ' * synthetic}test scans, {train_rows} to learn from; "
-        "95 % intervals over patients "
+        f"95 % intervals over {drawn} "
         f"({replicates} draws). Macro F1 is a mean over the {len(first.scored)} findings that at least five references "
         "state, labelled in both texts by rules; hallucinated: share of stated findings that the reference does not "
         f"state; missed: share of its findings that are not stated.{explained}",

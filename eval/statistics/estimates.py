@@ -1,8 +1,9 @@
 """What every statistic gives: an estimate or a comparison with its interval; Holm's correction of many comparisons."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
@@ -46,6 +47,16 @@ class Comparison:
     p_value: float
     n: int
     note: str = ""
+
+
+def forget_patients(rows: Iterable[dict[str, Any]]) -> None:
+    """Takes the number of patients out of estimates: where patients are unknown, it is one of rows or studies.
+
+    Args:
+        rows: As of `Estimate.as_dict`; changed in place.
+    """
+    for row in rows:
+        row["patients"] = None
 
 
 def undefined(note: str, *, n: int = 0) -> Estimate:

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from voxelfm_hf.column_names import PATIENT_COLUMNS
 from voxelfm_hf.eval.labels import LabelTable, match_to_store
-from voxelfm_hf.eval.splits import patient_groups, split_rows
+from voxelfm_hf.eval.splits import patient_column_of, patient_groups, split_rows
 from voxelfm_hf.modeling.configuration_voxelfm_probe import PATCH_HEADS
 from voxelfm_hf.store import FeatureStore
 from voxelfm_hf.training.probe.data import ProbeFeatures
@@ -122,7 +121,7 @@ def open_data(
     if len(kept) < len(labels):
         notes.append(f"{len(labels) - len(kept)} labelled scans without features were left out")
     labels, matched = labels.take(kept), matched[kept]
-    patient_column = patient_column or labels.first_of(PATIENT_COLUMNS)
+    patient_column = patient_column_of(labels, patient_column)
     if patient_column is None:
         notes.append(
             "the label table has no column of patients, so rows count as patients and scans of one patient may be in "

@@ -12,7 +12,7 @@ from voxelfm_hf.data.write_scan import write_dicom_series, write_nifti
 from voxelfm_hf.eval.datasets import BenchmarkData, load_dataset
 from voxelfm_hf.eval.labeller import FINDINGS
 from voxelfm_hf.eval.labels import number_target
-from voxelfm_hf.eval.splits import patient_groups
+from voxelfm_hf.eval.splits import patient_column_of, patient_groups
 from voxelfm_hf.volumes import Volume
 
 REAL = Path(os.environ.get("VOXELFM_TEST_DATA", "/nonexistent")) / "ct"
@@ -49,6 +49,13 @@ def check(data: BenchmarkData) -> None:
     for column in data.acquisition:
         assert np.isfinite(number_target(data.labels, column)).any()
     patient_groups(data.labels)
+
+
+def check_no_patients(data: BenchmarkData, studies: int) -> None:
+    """Nobody counts patients in data that name studies only; their rows stay together all the same."""
+    assert patient_column_of(data.labels) is None
+    assert any("of one patient" in note or "no patients" in note for note in data.notes)
+    assert len(set(patient_groups(data.labels))) == studies
 
 
 def ct_rate_folder(folder):

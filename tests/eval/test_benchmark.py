@@ -104,6 +104,19 @@ def test_intervals_hold_the_value_and_small_fractions_have_fewer_labels(finished
     assert train[0.1] == pytest.approx(0.1 * train[1.0], abs=1.01)
 
 
+def test_patients_are_not_counted_where_nobody_told_them_apart(tmp_path, finished):
+    assert {row["patients"] for row in finished.results.rows if row["metric"] == "r2" and row["seeds"]} == {40}
+    assert "resamples test patients" in (finished.out / "results.md").read_text()
+    data = made_data(tmp_path)
+    data.labels.columns["study_id"] = data.labels.columns.pop("patient_id")
+    recipe = made_recipe(tasks=[{"task": "classification", "targets": ["sick", "luck"]}], seeds=[0])
+    run = run_benchmark(recipe, data, tmp_path / "out")
+    results = score_benchmark(run)
+    write_benchmark(run, results, tmp_path / "out")
+    assert results.subgroups and {row["patients"] for row in [*results.rows, *results.subgroups]} == {None}
+    assert "resamples test rows or studies" in (tmp_path / "out" / "results.md").read_text()
+
+
 def test_macro_is_the_mean_of_its_targets(finished):
     mean = np.mean([value(finished.rows, "good", "classification", t, "auroc") for t in ("sick", "luck")])
     assert value(finished.rows, "good", "classification", "macro", "auroc") == pytest.approx(mean)

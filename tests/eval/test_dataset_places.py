@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from tests.eval.small_datasets import check, total_folder, volume, write_csv
+from tests.eval.small_datasets import check, check_no_patients, total_folder, volume, write_csv
 from voxelfm_hf.data.phantom import make_phantom
 from voxelfm_hf.data.write_scan import write_dicom_series, write_nifti
 from voxelfm_hf.eval.datasets import load_dataset
@@ -40,6 +40,7 @@ def test_luna16_points_lie_on_their_nodules(tmp_path, flipped):
     write_csv(tmp_path / "annotations.csv", rows)
     data = load_dataset("luna16").read(tmp_path, edge_mm=60.0)
     check(data)
+    check_no_patients(data, studies=1)
     assert "1 of 2 scans with nodules are not in the folder" in data.notes[0]
     scan = read_volume(data.tasks[0].scan.path)
     points = point_target(data.labels, ["nodule_x", "nodule_y", "nodule_z"])[:, 0]
@@ -77,6 +78,7 @@ def test_airrc(tmp_path):
         write_nifti(volume(hu=np.zeros((4, 6, 6), np.int16)), labels / f"{series}.nii.gz")
     data = load_dataset("airrc").read(tmp_path)
     check(data)
+    check_no_patients(data, studies=2)
     assert data.labels.column("split") == ["train", "val"] and len(data.classes) == 5
     assert "1 of 3 label maps have no scan" in data.notes[0]
     assert (tmp_path / data.labels.column("label_file")[1]).exists()

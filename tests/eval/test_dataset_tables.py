@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.eval.small_datasets import check, ct_rate_folder, nsclc_folder, volume, write_csv
+from tests.eval.small_datasets import check, check_no_patients, ct_rate_folder, nsclc_folder, volume, write_csv
 from voxelfm_hf.data.write_scan import write_dicom_series, write_nifti
 from voxelfm_hf.eval.datasets import load_dataset
 from voxelfm_hf.eval.labeller import FINDINGS
@@ -63,6 +63,7 @@ def test_merlin(tmp_path):
     write_csv(tmp_path / "reports_final.csv", reports)
     data = merlin.read(tmp_path)
     check(data)
+    check_no_patients(data, studies=2)
     assert data.labels.column("ascites") == [None, 0] and data.labels.column("splenomegaly") == [1, 0]
     assert data.labels.column("split") == ["train", "test"] and "15 cm" in data.labels.column("report")[0]
     findings[0]["ascites"] = 7
@@ -89,10 +90,13 @@ def test_rsna_pe(tmp_path):
                 }
             )
         write_dicom_series(volume(), tmp_path / "train" / study / f"{study}.1", seed=int(study[1]))
+    rows.append({**rows[0], "SeriesInstanceUID": "s1.2"})
+    write_dicom_series(volume(), tmp_path / "train" / "s1" / "s1.2", seed=9)
     write_csv(tmp_path / "train.csv", rows)
     data = rsna.read(tmp_path)
     check(data)
-    assert data.labels.column("pe") == [1, 0, None] and data.labels.column("central_pe") == [1, None, None]
+    check_no_patients(data, studies=3)
+    assert data.labels.column("pe") == [1, 0, None, 1] and data.labels.column("central_pe") == [1, None, None, 1]
     assert read_volume(data.tasks[0].scan.path).hu.shape == (4, 6, 6)
 
 

@@ -135,6 +135,17 @@ def test_quick_and_wrong_recipes(world, tmp_path):
         report_benchmark.run(world / "recipe.yaml", tmp_path / "mixed", tmp_path / "out")
 
 
+def test_patients_are_not_counted_where_nobody_told_them_apart(world, tmp_path):
+    report_benchmark.run(world / "recipe.yaml", world, tmp_path / "known", quick=True)
+    assert {row["patients"] for row in results(tmp_path / "known").values()} == {"10"}
+    (tmp_path / "store").symlink_to(world / "store")
+    for header, counted, drawn in (("who", "", "scans"), ("PatientID", "10", "patients")):
+        (tmp_path / "labels.csv").write_text((world / "labels.csv").read_text().replace("patient_id", header))
+        report_benchmark.run(world / "recipe.yaml", tmp_path, tmp_path / header, quick=True)
+        assert {row["patients"] for row in results(tmp_path / header).values()} == {counted}
+        assert f"95 % intervals over {drawn} " in (tmp_path / header / "results.md").read_text()
+
+
 def test_the_constant_is_the_best_training_report_and_retrieval_the_nearest():
     import torch
 
