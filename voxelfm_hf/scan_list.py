@@ -9,6 +9,7 @@ from pathlib import Path
 from voxelfm_hf.csv_rows import csv_rows
 from voxelfm_hf.volumes import find_scans
 from voxelfm_hf.volumes.errors import LabelError, ScanError
+from voxelfm_hf.volumes.formats import READABLE
 
 REGION_FIELDS = ("scan", "x", "y", "z", "edge_mm")
 
@@ -72,7 +73,7 @@ def list_scans(inputs: Sequence[str | Path]) -> list[Scan]:
             continue
         paths = list(find_scans(entry)) if entry.is_dir() else [entry]
         if not paths:
-            raise ScanError(f"{entry} holds no scans: NIfTI, DICOM, NRRD, MHA/MHD and .npy are looked for")
+            raise ScanError(f"{entry} holds no scans: {READABLE} are looked for")
         # A folder that is itself one DICOM scan is named by its own name.
         roots.append(entry if entry.is_dir() and paths != [entry] else entry.parent)
         found.update(dict.fromkeys(Path(os.path.abspath(path)) for path in paths))

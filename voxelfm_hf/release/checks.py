@@ -15,9 +15,11 @@ from voxelfm_hf.hub import ADAPTER_CONFIG, EMBEDDED, resolve_model
 from voxelfm_hf.release import clean_load
 from voxelfm_hf.release.folder import ADAPTER, DATA, PLACEHOLDER, Kind, build_release, read_json
 from voxelfm_hf.volumes.errors import ReleaseError, VoxelFMError
+from voxelfm_hf.volumes.formats import DICOM, ENDINGS, PAIRS
 
 PICKLES = (".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth")
-SCANS = (".dcm", ".mha", ".mhd", ".nii", ".nrrd", ".gz", ".zip")
+# Scans, voxels beside a header, archives; what may hold a pickle is refused as that.
+SCANS = tuple({*ENDINGS, *DICOM.endings, *PAIRS, ".raw", ".zraw", ".gz", ".zip"}.difference(PICKLES))
 TEXTS = (".csv", ".jinja", ".json", ".md", ".txt", ".yaml")
 # Folders of a person's machine; web addresses and names like user/name are none.
 LOCAL_PATH = re.compile(
@@ -79,7 +81,7 @@ def _file_problems(folder: Path) -> list[str]:
         name = path.relative_to(folder)
         with open(path, "rb") as file:
             head = file.read(132)
-        if path.suffix in SCANS or head[128:132] == b"DICM" or head[:4] == b"PK\x03\x04":
+        if path.name.lower().endswith(SCANS) or head[128:132] == b"DICM" or head[:4] == b"PK\x03\x04":
             problems.append(f"{name} is a scan or an archive: a release holds none")
         if path.suffix not in TEXTS:
             continue

@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from voxelfm_hf.volumes.errors import ScanError
+from voxelfm_hf.volumes.formats import DICOM, ENDINGS
 
 logger = logging.getLogger(__name__)
 
-_SCANS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".npy")
 _HEADERS = (".hdr", ".hdr.gz")
-_DICOM = (".dcm", ".dicom", ".ima")
 # Never scans; listed so that they need not be opened. Unknown endings (DICOM names often end in digits) are.
 _OTHER = frozenset([
     ".img", ".raw", ".zraw", ".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz", ".7z", ".rar", ".csv",
@@ -29,7 +28,7 @@ _OTHER = frozenset([
 def format_ending(name: str) -> str:
     """The part of a file's name that tells its format, in small letters; empty where none does."""
     lowered = name.lower()
-    return next((ending for ending in (*_SCANS, *_DICOM) if lowered.endswith(ending)), "")
+    return next((ending for ending in (*ENDINGS, *DICOM.endings) if lowered.endswith(ending)), "")
 
 
 def find_scans(folder: str | os.PathLike[str]) -> Iterator[Path]:
@@ -103,7 +102,7 @@ def _walk(folder: Path, root: str, seen_folders: set[tuple[int, int]], seen_link
 
 def _kind(name: str, names: set[str]) -> str:
     lower = name.lower()
-    if lower.endswith(_SCANS):
+    if lower.endswith(ENDINGS):
         return "scan"
     if lower.endswith(_HEADERS):
         stem = name[: lower.rindex(".hdr")]
@@ -130,4 +129,4 @@ def has_dicom_magic(path: str) -> bool:
 
 def begins_as_dicom(name: str, head: bytes) -> bool:
     """Whether a file of this name begins as DICOM does, or, named so, as DICOM without the usual preamble."""
-    return head[128:132] == b"DICM" or (name.lower().endswith(_DICOM) and head[:2] in (b"\x08\0", b"\x02\0"))
+    return head[128:132] == b"DICM" or (name.lower().endswith(DICOM.endings) and head[:2] in (b"\x08\0", b"\x02\0"))
