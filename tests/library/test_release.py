@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from tests.library.loopback_hub import hub_environment, loopback_hub
 from voxelfm_hf import VoxelFMProbe
 from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
-from voxelfm_hf.release.checks import LOCAL_PATH, empty_sections
+from voxelfm_hf.release.checks import LOCAL_PATH, empty_sections, find_pickles, find_problems
 from voxelfm_hf.release.folder import DATA, kind_of
 from voxelfm_hf.release.upload import push
 from voxelfm_hf.volumes.errors import ReleaseError, VoxelFMError
@@ -419,3 +419,12 @@ def test_scores_for_leaderboards_go_with_the_model_and_its_folder_stays_as_it_wa
     assert os.listdir(model.parent) == ["model"]
     assert ".eval_results/user--nodules.yaml" in pushed.files and ".cache/notes.md" in pushed.left_out
     assert parse_eval_result_entries(yaml.safe_load(written.read_text())) == [entry]
+
+
+def test_no_ending_of_a_scan_goes_to_the_hub(model):
+    names = ["a.hdr", "a.IMG", "a.img.gz", "a.nhdr", "a.raw", "a.zraw", "a.dicom", "a.ima", "a.NII", "a.DCM", "a.mhd"]
+    for name in [*names, "A.NPY", "a.npy"]:
+        (model / name).write_bytes(b"x")
+    found = [problem.split(" is a scan")[0] for problem in find_problems(model, kind_of(model), load=False)]
+    assert set(names) <= set(found)
+    assert [problem.split(" may hold")[0] for problem in find_pickles(model)] == ["A.NPY", "a.npy"]

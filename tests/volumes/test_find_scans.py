@@ -8,6 +8,8 @@ import pytest
 import SimpleITK as sitk
 
 from voxelfm_hf.volumes import ScanError, find_scans, read_volume
+from voxelfm_hf.volumes.find import format_ending
+from voxelfm_hf.volumes.formats import DICOM, FORMATS, READABLE
 
 
 @pytest.fixture
@@ -67,6 +69,18 @@ def test_links_do_not_hang_or_repeat(tree, tmp_path) -> None:
     (tree / "x.nrrd").symlink_to(outside)
     (tree / "y.nrrd").symlink_to(outside)
     assert "x.nrrd" in names(tree) and "y.nrrd" not in names(tree)
+
+
+@pytest.mark.parametrize("known", [*FORMATS, DICOM], ids=lambda known: known.title)
+def test_a_row_of_the_table_is_all_that_a_format_needs(known, tmp_path) -> None:
+    """Its reader is there, its endings are told by name and found in folders, sentences name it."""
+    assert callable(known.load_reader()) and known.title in READABLE
+    for ending in known.endings:
+        path = tmp_path / f"scan{ending.upper()}"
+        path.write_bytes(bytes(128) + b"DICM" if known is DICOM else b"x")
+        assert format_ending(path.name) == ending
+        assert list(find_scans(tmp_path)) == [tmp_path if known is DICOM else path]
+        path.unlink()
 
 
 def test_a_file_is_its_own_scan(tree) -> None:

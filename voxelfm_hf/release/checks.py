@@ -69,7 +69,7 @@ def find_pickles(source: Path) -> list[str]:
         f"{path.relative_to(source)} may hold a pickle: releases are safetensors only; remove it"
         for path in sorted(source.rglob("*"))
         if path.is_file()
-        and (path.suffix in PICKLES or path.read_bytes()[:2] in (b"\x80\x02", b"\x80\x04", b"\x80\x05"))
+        and (path.suffix.lower() in PICKLES or path.read_bytes()[:2] in (b"\x80\x02", b"\x80\x04", b"\x80\x05"))
     ]
 
 
