@@ -276,14 +276,14 @@ def test_scans_that_state_no_spacing_or_do_not_look_like_hu_are_described_on_req
     assert (distance["scans"], distance["reference_scans"]) == (5, 5) and distance["frechet_ratio"] <= 1
 
 
-def make_store(folder, features: np.ndarray, weight_hash: str):
+def make_store(folder, features: np.ndarray, weight_hash: str, slice_mm: float = 5.0):
     rows = [
         {
             "id": f"s{i}",
             "source": f"s{i}.nii",
             "cls": feature.tolist(),
             "grid": [4, 4, 4],
-            "spacing_mm": [5.0, 0.7, 0.7],
+            "spacing_mm": [slice_mm, 0.7, 0.7],
             "effective_spacing_mm": [1.5, 1.5, 1.5],
             "field_of_view_mm": [300.0, 350.0, 350.0],
             "notes": [f"slice {i} is missing"],
@@ -306,6 +306,43 @@ def test_feature_stores_are_described_and_compared(tmp_path):
     other = make_store(tmp_path / "other", rng.normal(size=(20, 6)), "w2")
     with pytest.raises(StoreError, match="different weights"):
         describe(other, out=tmp_path / "about", against=reference)
+
+
+def test_a_comparison_is_a_short_table_and_drawn_over_the_distributions(tmp_path):
+    rng = np.random.default_rng(0)
+    mine = make_store(tmp_path / "mine", rng.normal(size=(20, 6)), "w1")
+    words = ["describe", str(mine), "--out"]
+    pictures = []
+    for name, offset in (("like", 0), ("unlike", 30)):
+        others = make_store(tmp_path / name, rng.normal(size=(30, 6)) + offset, "w1", slice_mm=5.0 + offset)
+        result = CliRunner().invoke(app, [*words, str(tmp_path / f"to {name}"), "--against", str(others)])
+        assert result.exit_code == 0, result.output
+        lines = result.output.splitlines()
+        assert len(lines) < 12 and "{" not in result.output and f"20 scans against 30 of {name}" in result.output
+        distance = json.loads((tmp_path / f"to {name}" / "description.json").read_text())["distance"]
+        assert next(line for line in lines if "ratio" in line).split()[-1] == f"{distance['frechet_ratio']:.2f}"
+        assert distance["farthest"][0]["id"] in result.output
+        pictures.append((tmp_path / f"to {name}" / "pictures" / "distributions.png").read_bytes())
+    assert CliRunner().invoke(app, [*words, str(tmp_path / "alone")]).exit_code == 0
+    pictures.append((tmp_path / "alone" / "pictures" / "distributions.png").read_bytes())
+    assert len(set(pictures)) == 3
+
+
+def test_what_cannot_be_compared_is_refused_before_any_scan_is_read(scans, tmp_path):
+    few = make_store(tmp_path / "few", np.zeros((3, 6)), "w1")
+    other = make_store(tmp_path / "other", np.zeros((9, 6)), "another")
+    read = []
+    for against, most, reason in ((few, 500, "got 3 and 7"), (scans, 4, "got 4 and 4"), (other, 500, "weights")):
+        with pytest.raises(StoreError, match=reason):
+            describe(
+                scans,
+                out=tmp_path / "about",
+                against=against,
+                model="tiny",
+                max_scans=most,
+                progress=lambda *counts: read.append(counts),
+            )
+    assert not read and not (tmp_path / "about").exists()
 
 
 def test_distance_between_data_sets_with_a_model(prepared, scans, tmp_path):

@@ -73,6 +73,9 @@ def describe(
 ) -> None:
     """What scans are: spacing, field of view, HU, body region, noise, duplicates; and how far they lie from others.
 
+    With --against, the Fréchet distance of the features stands beside that between random halves of the other set:
+    draws of one set are some distance apart too, more so the fewer the scans. All numbers are in OUT/description.json.
+
     Scans that cannot be read are listed in OUT/failures.csv while the rest goes on; the exit code is then 3.
 
     Example: voxelfm describe shards
@@ -97,8 +100,23 @@ def describe(
         )
     console.print(f"card, description.json and pictures: {plain(out or data)}")
     if facts.get("distance"):
-        console.print_json(data=facts["distance"])
+        _print_distance(facts["distance"])
     report_failures(failed, (out or data) / FAILURES_FILE)
+
+
+def _print_distance(distance: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    reference = plain(distance["against"])
+    counts = f"{distance['scans']} scans against {distance['reference_scans']} of {reference}"
+    farthest = ", ".join(entry["id"] for entry in distance["farthest"][:3])
+    table = Table(title=counts, title_justify="left", show_header=False, box=None, padding=(0, 2))
+    table.add_row("Fréchet distance", f"{distance['frechet']:.4g}")
+    table.add_row(f"between halves of {reference}", f"{distance['frechet_within_reference']:.4g}")
+    table.add_row("ratio (1 if alike)", f"{distance['frechet_ratio']:.2f}")
+    table.add_row("beyond 95 % (5 % if alike)", f"{100 * distance['beyond_95']:.0f} % of the scans")
+    table.add_row("farthest scans", plain(farthest))
+    console.print(table, soft_wrap=False)
 
 
 @app.command()

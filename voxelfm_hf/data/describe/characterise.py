@@ -4,7 +4,7 @@
 
     README.md          data set card with the YAML header that the Hub and `datasets.load_dataset` read
     description.json   all numbers
-    pictures/*.png     histograms and a contact sheet
+    pictures/*.png     histograms (of both, where it is compared with another) and a contact sheet
 """
 
 import json
@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from voxelfm_hf.data.describe.card import write_card
 from voxelfm_hf.data.describe.pictures import save_contact_sheet, save_histograms
-from voxelfm_hf.data.describe.set_distance import distance_between
+from voxelfm_hf.data.describe.set_distance import check_comparable, distance_between, drawn_units
 from voxelfm_hf.data.fingerprint import near_duplicates
 from voxelfm_hf.data.measure import AXES, PERCENTILES, TISSUES_HU, measure_volume
 from voxelfm_hf.data.rows import row_id, row_volume
@@ -62,7 +62,7 @@ def describe(
         out: where to write; by default into a prepared data set's own folder. Needed for the other kinds.
         against: another data set of any of these kinds: how far the scans lie from it, in a model's features.
         model: the model for that comparison (folder or Hub id); not needed between two feature stores.
-        max_scans: at most so many scans a side are embedded for the comparison.
+        max_scans: at most so many scans a side are embedded for the comparison, and measured of a reference of scans.
         license: for the card.
         assume_hu: of scans that were not prepared, here and in `against`: take their values as HU even if they do not
             look like it.
@@ -74,7 +74,7 @@ def describe(
         What description.json holds.
 
     Raises:
-        StoreError: nothing to describe there, or a comparison without model or features.
+        StoreError: nothing to describe there, or sides that cannot be compared (see `check_comparable`).
     """
     folder = Path(data)
     is_prepared = is_prepared_data(folder)
@@ -82,10 +82,10 @@ def describe(
     if out is None and not is_prepared:
         raise StoreError(f"{data}: name a folder for the description (only prepared data sets keep their own).")
     out = folder if out is None else Path(out)
-    if is_prepared:
-        facts = _prepared_facts(folder)
-    elif is_feature_store(folder):
-        facts = _store_facts(folder)
+    if against is not None:
+        check_comparable(folder, Path(against), model, max_scans)
+    if is_prepared or is_feature_store(folder):
+        facts = _known_facts(folder)
     else:
         facts, failures = _scan_facts(data, progress, assume_hu=assume_hu, spacing=spacing)
         write_failures(out, failures)
@@ -104,12 +104,18 @@ def describe(
     description["name"] = folder.resolve().name or "scans"
     description["prepared"] = is_prepared
     description |= _left_out(folder) if is_prepared else {"failures": len(failures)}
+    reference = None
     if against is not None:
-        description["distance"] = distance_between(
-            folder, Path(against), model, max_scans, assume_hu=assume_hu, spacing=spacing
-        )
+        against = Path(against)
+        distance = distance_between(folder, against, model, max_scans, assume_hu=assume_hu, spacing=spacing)
+        description["distance"] = distance
+        if is_prepared_data(against) or is_feature_store(against):
+            others = _known_facts(against)
+        else:
+            others, _ = _scan_facts(against, None, assume_hu=assume_hu, spacing=spacing, most=max_scans)
+        reference = (distance["against"], others)
     out.mkdir(parents=True, exist_ok=True)
-    pictures = [save_histograms(facts, out / "pictures" / "distributions.png")]
+    pictures = [save_histograms(facts, out / "pictures" / "distributions.png", reference=reference)]
     if is_prepared:
         sheet = save_contact_sheet(folder, out / "pictures" / "scans.png", most=_CONTACT_SHEET)
         pictures += [] if sheet is None else [sheet]
@@ -117,6 +123,11 @@ def describe(
         temporary.write_text(json.dumps(description, indent=2, allow_nan=False), encoding="utf-8")
     write_card(out, description, pictures, license=license)
     return description
+
+
+def _known_facts(folder: Path) -> dict[str, list]:
+    """What prepared data or a feature store tell without reading scans."""
+    return _prepared_facts(folder) if is_prepared_data(folder) else _store_facts(folder)
 
 
 def _store_facts(folder: Path) -> dict[str, list]:
@@ -158,13 +169,16 @@ def _scan_facts(
     *,
     assume_hu: bool,
     spacing: tuple[float, float, float] | None,
+    most: int | None = None,
 ) -> tuple[dict[str, list], dict[str, str]]:
-    """Measure scans that were not prepared, one after the other; reasons by id for those that cannot be read."""
+    """Measure scans that were not prepared, all or `most` random ones; reasons by id for those that cannot be read."""
     skips = SkipLog()
     source = open_source(StreamSource.of(data), skips)
     facts: dict[str, list] = {"id": []}
     failures: dict[str, str] = {}
-    for unit in range(source.units):
+    for done, unit in enumerate(range(source.units) if most is None else drawn_units(source), 1):
+        if len(facts["id"]) == most:
+            break
         for position, row in enumerate(source.read(unit)):
             name = row_id(row, source.columns, f"{source.label(unit)} row {position}")
             try:
@@ -186,7 +200,7 @@ def _scan_facts(
             for key, value in row_facts.items():
                 facts.setdefault(key, []).append(value)
         if progress is not None:
-            progress(unit + 1, source.units)
+            progress(done, source.units)
     return facts, {entry["id"]: entry["reason"] for entry in skips.entries()} | failures
 
 

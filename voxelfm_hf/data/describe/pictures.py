@@ -21,13 +21,16 @@ _INK, _ACCENT = "#33414e", "#2f6f9f"
 _COLOURS = ("#2f6f9f", "#d1793a", "#5a9a6f")
 
 
-def save_histograms(facts: Mapping[str, list], path: str | os.PathLike) -> Path:
+def save_histograms(
+    facts: Mapping[str, list], path: str | os.PathLike, *, reference: tuple[str, Mapping[str, list]] | None = None
+) -> Path:
     """Draw the distributions of whatever the facts hold (see `characterise`) into one PNG.
 
     Args:
-        facts: columns: "original_spacing", "field_of_view_mm", "original_shape", "hu_percentiles", tissue fractions,
-            "noise_hu", "region", "contrast", "source"...
+        facts: columns: "id", "original_spacing", "field_of_view_mm", "original_shape", "hu_percentiles", tissue
+            fractions, "noise_hu", "region", "contrast", "source"...
         path: the PNG.
+        reference: (name, facts) of a data set to compare with, drawn over it with dashes; both then as shares of scans.
 
     Returns:
         The path.
@@ -39,9 +42,13 @@ def save_histograms(facts: Mapping[str, list], path: str | os.PathLike) -> Path:
     rows = -(-len(panels) // 3)
     figure = Figure(figsize=(12, 3.1 * rows), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
+    name, others = reference or ("", {})
+    if reference:
+        about = f"filled or solid: these {len(facts['id'])} scans; dashed: {len(others['id'])} scans of {name}"
+        figure.suptitle(about.replace("$", r"\$"), fontsize=10, color=_INK, x=0.01, ha="left")
     axes = np.atleast_1d(figure.subplots(rows, 3, squeeze=False)).ravel()
     for axis, (title, values, draw) in zip(axes, panels, strict=False):
-        draw(axis, values(facts))
+        draw(axis, values(facts), values(others))
         axis.set_title(title, fontsize=10, color=_INK, loc="left")
         axis.tick_params(labelsize=8, colors=_INK)
         for side in ("top", "right"):
@@ -79,46 +86,101 @@ def _tissues(facts: Mapping[str, list]) -> dict[str, np.ndarray] | None:
     return {name: np.array(facts[name], float) for name in TISSUES_HU} if facts.get("air") else None
 
 
-def _draw_axes(axis: Any, table: np.ndarray) -> None:
+def _draw_axes(axis: Any, table: np.ndarray, reference: np.ndarray | None) -> None:
     """One histogram a spatial axis, over common bins; x is left out where it equals y."""
-    columns = [0, 1] if np.allclose(table[:, 1], table[:, 2], rtol=0.02) else [0, 1, 2]
-    low, high = float(table.min()), float(table.max())
-    bins = np.linspace(low, high if high > low else low + 1, 31)
+    both = table if reference is None else np.concatenate([table, reference])
+    columns = [0, 1] if np.allclose(both[:, 1], both[:, 2], rtol=0.02) else [0, 1, 2]
     for column in columns:
         label = "y, x" if column == 1 and len(columns) == 2 else AXES[column]
-        axis.hist(table[:, column], bins=bins, histtype="stepfilled", alpha=0.55, label=label, color=_COLOURS[column])
+        others = None if reference is None else reference[:, column]
+        _draw_histogram(axis, table[:, column], others, _bins(both), colour=_COLOURS[column], label=label)
     axis.legend(fontsize=8, frameon=False)
-    axis.set_ylabel("scans", fontsize=8)
 
 
-def _draw_values(axis: Any, values: np.ndarray) -> None:
-    axis.hist(values, bins=30, color=_ACCENT, alpha=0.8)
-    axis.set_ylabel("scans", fontsize=8)
+def _draw_values(axis: Any, values: np.ndarray, reference: np.ndarray | None) -> None:
+    both = values if reference is None else np.concatenate([values, reference])
+    _draw_histogram(axis, values, reference, _bins(both), colour=_ACCENT)
 
 
-def _draw_counts(axis: Any, counts: dict[str, int]) -> None:
-    names = list(counts)[::-1]
-    axis.barh(names, [counts[name] for name in names], color=_ACCENT, alpha=0.8)
-    axis.set_xlabel("scans", fontsize=8)
+def _bins(values: np.ndarray) -> np.ndarray:
+    """Edges of 30 bins over the values; those of scans that are all alike stand in the middle, not at an end."""
+    low, high = float(values.min()), float(values.max())
+    around = 0.0 if high - low > 1e-6 * abs(high) else 0.1 * abs(high) or 1.0
+    return np.linspace(low - around, high + around, 31)
 
 
-def _draw_tissues(axis: Any, tissues: dict[str, np.ndarray]) -> None:
-    axis.boxplot(
-        list(tissues.values()),
-        tick_labels=[name.replace("_", "\n") for name in tissues],
-        whis=(5, 95),
-        showfliers=False,
-        medianprops={"color": _COLOURS[1]},
-    )
+def _draw_histogram(
+    axis: Any, values: np.ndarray, reference: np.ndarray | None, bins: np.ndarray, *, colour: str, label: str = ""
+) -> None:
+    """Numbers of scans; with a reference shares, as the two sets need not be of one size."""
+
+    def draw(numbers: np.ndarray, **look: Any) -> None:
+        weights = None if reference is None else np.full(len(numbers), 1 / len(numbers))
+        axis.hist(numbers, bins=bins, weights=weights, **look)
+
+    draw(values, histtype="stepfilled", alpha=0.55, color=colour, label=label)
+    if reference is not None:
+        draw(reference, histtype="step", linestyle="--", linewidth=1.4, color=colour)
+    _label_numbers(axis.yaxis, shares=reference is not None)
+
+
+def _draw_counts(axis: Any, counts: dict[str, int], reference: dict[str, int] | None) -> None:
+    names = list(dict.fromkeys([*counts, *(reference or {})]))[::-1]
+
+    def draw(numbers: Mapping[str, int], **look: Any) -> None:
+        total = 1 if reference is None else sum(numbers.values())
+        axis.barh(names, [numbers.get(name, 0) / total for name in names], **look)
+
+    draw(counts, color=_ACCENT, alpha=0.55)
+    if reference is not None:
+        draw(reference, fill=False, edgecolor=_INK, linestyle="--", linewidth=1.4)
+    if len(names) == 1:
+        axis.set_ylim(-1, 1)
+    _label_numbers(axis.xaxis, shares=reference is not None)
+
+
+def _label_numbers(axis: Any, *, shares: bool) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_label_text("share of scans" if shares else "scans", fontsize=8)
+    if not shares:
+        axis.set_major_locator(MaxNLocator(nbins="auto", integer=True))
+
+
+def _draw_tissues(axis: Any, tissues: dict[str, np.ndarray], reference: dict[str, np.ndarray] | None) -> None:
+    def draw(values: dict[str, np.ndarray], shift: float, colour: str, dash: str) -> None:
+        line = {"color": colour, "linestyle": dash}
+        axis.boxplot(
+            list(values.values()),
+            positions=np.arange(len(values)) + shift,
+            widths=0.3,
+            manage_ticks=False,
+            whis=(5, 95),
+            showfliers=False,
+            boxprops=line,
+            whiskerprops=line,
+            capprops=line,
+            medianprops={"color": _COLOURS[1]},
+        )
+
+    draw(tissues, 0.0 if reference is None else -0.18, _ACCENT, "-")
+    if reference is not None:
+        draw(reference, 0.18, _INK, "--")
+    axis.set_xticks(np.arange(len(tissues)), [name.replace("_", "\n") for name in tissues])
     axis.set_ylim(0, 1)
     axis.set_ylabel("share of voxels", fontsize=8)
 
 
-def _draw_percentiles(axis: Any, table: np.ndarray) -> None:
+def _draw_percentiles(axis: Any, table: np.ndarray, reference: np.ndarray | None) -> None:
     """Median and 5 to 95 % band, over scans, of each HU percentile."""
     low, middle, high = np.percentile(table, (5, 50, 95), axis=0)
     axis.fill_between(PERCENTILES, low, high, color=_ACCENT, alpha=0.25, label="5 to 95 % of scans")
     axis.plot(PERCENTILES, middle, color=_ACCENT, label="median scan")
+    if reference is not None:
+        low, middle, high = np.percentile(reference, (5, 50, 95), axis=0)
+        for edge in (low, high):
+            axis.plot(PERCENTILES, edge, color=_INK, linestyle=":", linewidth=1)
+        axis.plot(PERCENTILES, middle, color=_INK, linestyle="--")
     axis.set_xlabel("percentile of voxels", fontsize=8)
     axis.set_ylabel("HU", fontsize=8)
     axis.legend(fontsize=8, frameon=False)

@@ -12,7 +12,7 @@ from voxelfm_hf.data.isotropic import prepare_volume
 from voxelfm_hf.data.rows import row_id, row_volume
 from voxelfm_hf.data.skips import SkipLog
 from voxelfm_hf.data.stream.opening import open_source
-from voxelfm_hf.data.stream.sources import StreamSource
+from voxelfm_hf.data.stream.sources import OpenSource, StreamSource
 from voxelfm_hf.hub import load, resolve_model, weight_hash
 from voxelfm_hf.store import FeatureStore, is_feature_store
 from voxelfm_hf.volumes import ScanError, StoreError
@@ -23,6 +23,34 @@ _FEWEST = 5
 _DRAWS = 5
 _FARTHEST = 20
 _BLOCK = 1024
+
+
+def check_comparable(data: Path, against: Path, model: str | os.PathLike | None, max_scans: int) -> None:
+    """Refuse two data sets that `distance_between` could not compare, before any scan is read.
+
+    Raises:
+        StoreError: fewer than five scans on a side, no model where one is needed, or features of different weights.
+    """
+    counts, weights = [], []
+    for folder in (against, data):
+        if is_feature_store(folder):
+            store = FeatureStore(folder)
+            counts.append(len(store.ids))
+            weights.append(store.run.get("weight_hash"))
+        elif model is None:
+            raise StoreError(f"{folder}: it is no feature store, so a model is needed for the comparison; name one.")
+        else:
+            known = open_source(StreamSource.of(folder), SkipLog()).count
+            counts.append(max_scans if known is None else min(known, max_scans))
+            weights.append(weight_hash(resolve_model(str(model))))
+    _check_counts(*counts)
+    if weights[0] != weights[1]:
+        raise StoreError(f"{data} and {against}: their features come from different weights; use one model for both.")
+
+
+def _check_counts(reference: int, scans: int) -> None:
+    if min(reference, scans) < _FEWEST:
+        raise StoreError(f"a comparison needs at least {_FEWEST} scans on both sides, got {reference} and {scans}.")
 
 
 def distance_between(
@@ -38,7 +66,7 @@ def distance_between(
 
     Args:
         data: folder of the scans.
-        against: folder of the reference.
+        against: folder of the reference; both as `check_comparable` lets them pass.
         model: folder or Hub id; not needed between two feature stores.
         max_scans: at most so many scans a side are embedded.
         assume_hu, spacing: of scans that were not prepared, as in `row_volume`.
@@ -47,21 +75,17 @@ def distance_between(
         What `compare_features` returns, with "against" and "model".
 
     Raises:
-        StoreError: no model where one is needed, or features of different weights.
+        StoreError: fewer than five scans of a side could be read.
     """
     sides = []
     for folder in (against, data):
         if is_feature_store(folder):
             store = FeatureStore(folder)
-            sides.append((store.ids, store.cls, store.run.get("weight_hash")))
-        elif model is None:
-            raise StoreError(f"{folder}: it is no feature store, so a model is needed for the comparison; name one.")
+            sides.append((store.ids, store.cls))
         else:
-            ids, features = model_features(_volumes(folder, max_scans, assume_hu, spacing), model)
-            sides.append((ids, features, weight_hash(resolve_model(str(model)))))
-    (_, reference, first), (ids, features, second) = sides
-    if first != second:
-        raise StoreError(f"{data} and {against}: their features come from different weights; use one model for both.")
+            assert model is not None
+            sides.append(model_features(_volumes(folder, max_scans, assume_hu, spacing), model))
+    (_, reference), (ids, features) = sides
     name = None if model is None else Path(model).name
     return {"against": against.resolve().name, "model": name, **compare_features(reference, features, ids=ids)}
 
@@ -72,16 +96,16 @@ def _volumes(
     """(id, HU, spacing) of up to `most` scans of a source, drawn with a fixed seed."""
     source = open_source(StreamSource.of(folder), SkipLog())
     given = 0
-    for unit in np.random.default_rng(0).permutation(source.units):
-        for position, row in enumerate(source.read(int(unit))):
+    for unit in drawn_units(source):
+        for position, row in enumerate(source.read(unit)):
             if given == most:
                 return
             try:
                 if source.prepared:
-                    sample = source.sample(row, source.label(int(unit)), min_side=1)
+                    sample = source.sample(row, source.label(unit), min_side=1)
                     yield sample["id"], sample["hu"], sample["spacing"]
                 else:
-                    name = row_id(row, source.columns, f"{source.label(int(unit))} row {position}")
+                    name = row_id(row, source.columns, f"{source.label(unit)} row {position}")
                     volume = row_volume(row, source.columns, name=name, assume_hu=assume_hu, spacing=spacing)
                     prepared = prepare_volume(volume)
                     yield name, prepared.hu, prepared.spacing
@@ -89,6 +113,11 @@ def _volumes(
                 logger.warning("left out: %s", error)
                 continue
             given += 1
+
+
+def drawn_units(source: OpenSource) -> list[int]:
+    """The units of a source in the random order in which scans are taken for a comparison."""
+    return np.random.default_rng(0).permutation(source.units).tolist()
 
 
 def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
@@ -119,7 +148,8 @@ def compare_features(
     """How far scans lie from a reference set.
 
     Two views: the Fréchet distance between the sets, next to that between random halves of the reference of the same
-    size (their ratio is 1 for scans like the reference); and for each scan its distance to the nearest reference scan,
+    size (their ratio is about 1 for scans like the reference; neither is 0, as small random draws of one set differ,
+    even of a set and itself); and for each scan its distance to the nearest reference scan,
     as a percentile of the same distances among the reference scans themselves.
 
     Args:
@@ -136,10 +166,7 @@ def compare_features(
     Raises:
         StoreError: fewer than five scans on a side.
     """
-    if min(len(reference), len(features)) < _FEWEST:
-        raise StoreError(
-            f"a comparison needs at least {_FEWEST} scans on both sides, got {len(reference)} and {len(features)}."
-        )
+    _check_counts(len(reference), len(features))
     generator = np.random.default_rng(seed)
     size = max(2, min(len(reference) // 2, len(features)))
     within, between = [], []
