@@ -4,18 +4,31 @@ Every line is a ratio of medians taken alternately in one process, or the peak m
 """
 
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from voxelfm_hf.command import one_sentence_errors
+from voxelfm_hf.volumes.errors import VoxelFMError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+
+def _there(device: str) -> str:
+    """The device, where there is one."""
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise VoxelFMError("--device cuda needs a GPU that torch can use, and there is none.")
+    return device
+
 
 Rounds = Annotated[int, typer.Option(help="Alternating repetitions; the medians count.", min=1)]
 Shape = Annotated[tuple[int, int, int], typer.Option(help="Voxels (D H W) of the synthetic CT.")]
 Dtypes = Annotated[list[str], typer.Option(help="bf16 or fp32; may be repeated.")]
 Patches = Annotated[list[int], typer.Option(help="Patch tokens; may be repeated.")]
+Device = Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to compute.", callback=_there)]
 
 
 def _megabytes(count: int) -> str:
@@ -27,13 +40,14 @@ def model(
     patches: Patches = [512, 1024, 2048, 4096],  # noqa: B006  (typer reads it)
     dtype: Dtypes = ["bf16", "fp32"],  # noqa: B006
     rounds: Rounds = 3,
+    device: Device = "cpu",
 ) -> None:
     """Forward of the base model against an eager twin with a Conv3d."""
     from voxelfm_hf.eval.speed.model import against_twin
 
     for name in dtype:
         for count in patches:
-            typer.echo(against_twin(name, count, rounds=rounds))
+            typer.echo(against_twin(name, count, rounds=rounds, device=device))
 
 
 @app.command()
@@ -55,12 +69,13 @@ def memory(
     patches: Patches = [6000, 12000, 25000],  # noqa: B006
     dtype: Annotated[str, typer.Option(help="bf16 or fp32.")] = "bf16",
     layers: Annotated[int | None, typer.Option(help="Blocks to run; by default all.")] = None,
+    device: Device = "cpu",
 ) -> None:
-    """Peak memory of a process that encodes one volume, by number of patches."""
+    """Peak memory of a process that encodes one volume, by number of patches; with --device cuda, of the GPU."""
     from voxelfm_hf.eval.speed.model import forward_memory
 
     for count in patches:
-        before, peak = forward_memory(count, dtype=dtype, layers=layers)
+        before, peak = forward_memory(count, dtype=dtype, layers=layers, device=device)
         typer.echo(
             f"memory, {dtype}, {count} patches: peak {_megabytes(peak)}, of which {_megabytes(peak - before)} in the "
             f"forward ({(peak - before) / count / 1e3:.0f} kB a patch)"
@@ -148,13 +163,17 @@ def train(
     rounds: Rounds = 3,
     workers: Annotated[int, typer.Option(help="Loader processes.")] = 0,
     prototypes: Annotated[list[int], typer.Option(help="Prototypes K of the head; may be repeated.")] = [8192, 65536],  # noqa: B006
+    full: Annotated[bool, typer.Option("--full", help="The whole base recipe, not one reduced for CPUs.")] = False,
+    batch: Annotated[int, typer.Option(help="Volumes of a micro-batch.", min=1)] = 2,
+    device: Device = "cpu",
 ) -> None:
     """A pre-training step, its masks and its loader against the published step built plainly."""
-    from voxelfm_hf.eval.speed.training import loader_speed, masking_speed, reduced_recipe, step_speed
+    from voxelfm_hf.eval.speed.training import loader_speed, masking_speed, published_recipe, reduced_recipe, step_speed
 
     typer.echo(masking_speed(rounds=rounds))
+    make_recipe = published_recipe if full else reduced_recipe
     for count in prototypes:
-        speed, parts = step_speed(reduced_recipe(num_prototypes=count), rounds=rounds)
+        speed, parts = step_speed(make_recipe(batch_size=batch, num_prototypes=count), rounds=rounds, device=device)
         typer.echo(speed)
         typer.echo("of a step: " + ", ".join(f"{name} {share:.1%}" for name, share in parts.items()))
     typer.echo(f"loader, {workers} worker(s): {loader_speed(num_workers=workers):.2f} volumes/s")

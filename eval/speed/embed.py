@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from voxelfm_hf.eval.speed.reading import noisy_ct
+from voxelfm_hf.eval.speed.timing import finish_gpu_work
 from voxelfm_hf.features import EmbedOptions, Task, embed_scans
 from voxelfm_hf.modeling.configuration_voxelfm import VoxelFMConfig
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMImageProcessor
@@ -35,7 +36,7 @@ class EmbedShare:
     def __str__(self) -> str:
         return (
             f"embed, base model, {self.scans} scans at {self.max_patches} patches, {self.workers} worker(s): "
-            f"{self.outside:.1%} of the time outside the model ({self.total_seconds / self.scans:.1f} s a scan)"
+            f"{self.outside:.1%} of the time outside the model ({self.total_seconds / self.scans:.2g} s a scan)"
         )
 
 
@@ -57,6 +58,7 @@ def embed_share(shape: tuple[int, int, int], *, scans: int, max_patches: int, wo
 
     def after(module, inputs, output) -> None:
         if isinstance(module, VoxelFMModel):
+            finish_gpu_work()
             spent.append(time.perf_counter() - started.pop())
 
     hooks = [

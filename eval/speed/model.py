@@ -16,11 +16,11 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "linear", "mkldnn_linear", "scaled_dot_product", "convolution")
 
 
-def base_model(dtype: torch.dtype, *, layers: int | None = None) -> VoxelFMModel:
+def base_model(dtype: torch.dtype, *, layers: int | None = None, device: str = "cpu") -> VoxelFMModel:
     """The published base model with random weights, or its first `layers` blocks."""
     torch.manual_seed(0)
     config = VoxelFMConfig() if layers is None else VoxelFMConfig(num_hidden_layers=layers)
-    return VoxelFMModel._from_config(config, dtype=dtype).eval()
+    return VoxelFMModel._from_config(config, dtype=dtype).to(device).eval()
 
 
 def eager_twin(model: VoxelFMModel) -> VoxelFMModel:
@@ -31,7 +31,7 @@ def eager_twin(model: VoxelFMModel) -> VoxelFMModel:
     convolution = nn.Conv3d(patches.in_channels, patches.out_channels, patches.kernel_size, stride=patches.stride)
     convolution.weight, convolution.bias = patches.weight, patches.bias
     twin.embeddings.patch_embeddings = convolution
-    return twin.eval()
+    return twin.to(model.device).eval()
 
 
 def patch_grid(patches: int) -> tuple[int, int, int]:
@@ -45,10 +45,10 @@ def patch_grid(patches: int) -> tuple[int, int, int]:
 
 
 def volume_of(patches: int, model: VoxelFMModel, dtype: torch.dtype) -> torch.Tensor:
-    """A random volume (1, 1, D, H, W) of that many patches."""
+    """A random volume (1, 1, D, H, W) of that many patches, where the model is."""
     edge = model.config.patch_size
     sides = (n * edge for n in patch_grid(patches))
-    return torch.randn(1, 1, *sides, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return torch.randn(1, 1, *sides, generator=torch.Generator().manual_seed(0)).to(model.device, dtype)
 
 
 @dataclass(frozen=True)
@@ -62,21 +62,22 @@ class TwinSpeed:
 
     def __str__(self) -> str:
         return (
-            f"forward, {self.dtype}, {self.patches} patches: {self.seconds:.2f} s, eager twin "
-            f"{self.twin_seconds:.2f} s, ratio {self.twin_seconds / self.seconds:.2f}"
+            f"forward, {self.dtype}, {self.patches} patches: {self.seconds:.3g} s, eager twin "
+            f"{self.twin_seconds:.3g} s, ratio {self.twin_seconds / self.seconds:.2f}"
         )
 
 
 @torch.inference_mode()
-def against_twin(dtype: str, patches: int, *, rounds: int = 3) -> TwinSpeed:
+def against_twin(dtype: str, patches: int, *, rounds: int = 3, device: str = "cpu") -> TwinSpeed:
     """Time a forward against the eager twin.
 
     Args:
         dtype: "bf16" or "fp32", of weights and volume.
         patches: Patch tokens.
         rounds: Alternating repetitions; the medians count.
+        device: Where to compute: "cpu" or "cuda".
     """
-    model = base_model(DTYPES[dtype])
+    model = base_model(DTYPES[dtype], device=device)
     twin = eager_twin(model)
     volume = volume_of(patches, model, DTYPES[dtype])
     seconds = interleaved_seconds({"model": lambda: model(volume), "twin": lambda: twin(volume)}, rounds=rounds)
@@ -102,25 +103,29 @@ def share_outside_products(shares: dict[str, float]) -> float:
 
 
 @torch.inference_mode()
-def _forward_peak(patches: int, dtype: str, layers: int | None) -> tuple[int, int]:
-    """Peak bytes of this process before and after one forward."""
-    model = base_model(DTYPES[dtype], layers=layers)
-    before = peak_memory_bytes()
+def _forward_peak(patches: int, dtype: str, layers: int | None, device: str) -> tuple[int, int]:
+    """Peak bytes of this process, or of the GPU's memory it took, before and after one forward."""
+    peak = torch.cuda.max_memory_allocated if device == "cuda" else peak_memory_bytes
+    model = base_model(DTYPES[dtype], layers=layers, device=device)
+    before = peak()
     # fp32, as the image processor hands it over
     tokens = model(volume_of(patches, model, torch.float32)).last_hidden_state
     assert tokens.isfinite().all()
-    return before, peak_memory_bytes()
+    return before, peak()
 
 
-def forward_memory(patches: int, *, dtype: str = "bf16", layers: int | None = None) -> tuple[int, int]:
-    """Peak memory of a whole new process that encodes one volume.
+def forward_memory(
+    patches: int, *, dtype: str = "bf16", layers: int | None = None, device: str = "cpu"
+) -> tuple[int, int]:
+    """Peak memory of a new process that encodes one volume: of all of it, or on "cuda" of its tensors on the GPU.
 
     Args:
         patches: Patch tokens of the volume.
         dtype: Of the weights.
         layers: Encode with that many blocks only; the activations of a block are freed before the next one's.
+        device: Where to compute: "cpu" or "cuda".
 
     Returns:
-        Peak bytes before the forward (libraries and weights) and after it.
+        Peak bytes before the forward (weights, and on the CPU libraries) and after it.
     """
-    return in_fresh_process(_forward_peak, patches, dtype, layers)
+    return in_fresh_process(_forward_peak, patches, dtype, layers, device)

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from voxelfm_hf.eval.speed.model import eager_twin
-from voxelfm_hf.eval.speed.timing import interleaved_seconds
+from voxelfm_hf.eval.speed.timing import finish_gpu_work, interleaved_seconds
 from voxelfm_hf.modeling.modeling_voxelfm import VoxelFMAttention, VoxelFMModel, eager_attention_forward
+from voxelfm_hf.recipes import load_recipe
 from voxelfm_hf.training.network_options import MATMUL_ATTENTION
 from voxelfm_hf.training.pretrain.heads import HeadSettings
 from voxelfm_hf.training.pretrain.losses import koleo_loss
@@ -60,22 +61,29 @@ def reduced_recipe(
     )
 
 
+def published_recipe(*, batch_size: int = 2, num_prototypes: int = 65536) -> PretrainRecipe:
+    """The packaged recipe `base` in micro-batches of that many volumes."""
+    sizes = {"head.num_prototypes": num_prototypes, "run.batch_size": batch_size, "run.total_batch": batch_size}
+    overrides = [f"--{name}={value}" for name, value in sizes.items()]
+    return load_recipe("base", PretrainRecipe, overrides=["--data=unused", "--output_dir=unused", *overrides])
+
+
 class Step:
     """One optimiser step on fixed random crops, as the package does it."""
 
-    def __init__(self, recipe: PretrainRecipe, *, autocast: bool = True):
+    def __init__(self, recipe: PretrainRecipe, *, autocast: bool = True, device: str = "cpu"):
         torch.manual_seed(0)
-        self.recipe, self.autocast, self.number = recipe, autocast, 0
-        self.student = Student(recipe.model_config(), recipe.head, recipe.loss)
-        self.teacher = Teacher(self.student)
-        if autocast:
+        self.recipe, self.autocast, self.number, self.device = recipe, autocast, 0, torch.device(device)
+        self.student = Student(recipe.model_config(), recipe.head, recipe.loss).to(device)
+        self.teacher = Teacher(self.student).to(device)
+        if autocast and device == "cpu":
             for backbone in (self.student.backbone, self.teacher.backbone):
                 backbone.set_attn_implementation(MATMUL_ATTENTION)
         self._make_optimizer()
         batch, crops = recipe.run.batch_size, recipe.crops
         global_size, local_size = crops.size_pairs[0]
-        self.global_crops = torch.randn(2 * batch, 1, *(global_size,) * 3)
-        self.local_crops = torch.randn(crops.num_locals * batch, 1, *(local_size,) * 3)
+        self.global_crops = torch.randn(2 * batch, 1, *(global_size,) * 3).to(device)
+        self.local_crops = torch.randn(crops.num_locals * batch, 1, *(local_size,) * 3).to(device)
         self.grid = (global_size // recipe.model.patch_size,) * 3
         self.source = MaskSource(0, 2 * batch, ratio_range=recipe.masks.ratio_range)
 
@@ -84,16 +92,16 @@ class Step:
         set_rates(self.optimizer, learning_rate=1e-4, last_layer_learning_rate=1e-4, weight_decay=0.04)
 
     def _adamw(self, groups: list[dict]) -> torch.optim.Optimizer:
-        return make_adamw(groups, device=torch.device("cpu"))
+        return make_adamw(groups, device=self.device)
 
     def masks(self) -> Tensor:
         """Masks of the next micro-batch."""
         self.number += 1
-        return torch.from_numpy(self.source.masks(self.number, self.grid))
+        return torch.from_numpy(self.source.masks(self.number, self.grid)).to(self.device)
 
     def loss(self, masks: Tensor) -> Tensor:
         """Total loss of the fixed crops with given masks."""
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.autocast):
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
             output = self.teacher(self.global_crops, masks, temperature=TEMPERATURE)
             return self.student(self.global_crops, self.local_crops, masks, output)["total"]
 
@@ -110,19 +118,25 @@ class Step:
 
     def parts(self) -> dict[str, float]:
         """Seconds of the parts of one step."""
-        marks = [time.perf_counter()]
-        masks = self.masks()
-        marks.append(time.perf_counter())
-        self.optimizer.zero_grad()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.autocast):
-            output = self.teacher(self.global_crops, masks, temperature=TEMPERATURE)
+        marks: list[float] = []
+
+        def mark() -> None:
+            finish_gpu_work()
             marks.append(time.perf_counter())
+
+        mark()
+        masks = self.masks()
+        mark()
+        self.optimizer.zero_grad()
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
+            output = self.teacher(self.global_crops, masks, temperature=TEMPERATURE)
+            mark()
             loss = self.student(self.global_crops, self.local_crops, masks, output)["total"]
-        marks.append(time.perf_counter())
+        mark()
         loss.backward()
-        marks.append(time.perf_counter())
+        mark()
         self.move()
-        marks.append(time.perf_counter())
+        mark()
         names = ("masks", "teacher", "student and losses", "backward", "optimiser and teacher update")
         return {name: stop - start for name, (start, stop) in zip(names, itertools.pairwise(marks), strict=True)}
 
@@ -169,8 +183,8 @@ class PlainStep(Step):
     tokens, targets are computed once for both crops, and autocast is on.
     """
 
-    def __init__(self, recipe: PretrainRecipe, *, autocast: bool = True):
-        super().__init__(recipe, autocast=autocast)
+    def __init__(self, recipe: PretrainRecipe, *, autocast: bool = True, device: str = "cpu"):
+        super().__init__(recipe, autocast=autocast, device=device)
         self.student.backbone = plain_twin(self.student.backbone).train()
         self.teacher.backbone = plain_twin(self.teacher.backbone).requires_grad_(False)
         self._make_optimizer()
@@ -188,10 +202,10 @@ class PlainStep(Step):
             for pair in itertools.pairwise(edges)
         ]
         drawn += [np.zeros(self.grid, bool)] * (count - len(drawn))
-        return torch.from_numpy(np.stack(drawn).reshape(count, patches))
+        return torch.from_numpy(np.stack(drawn).reshape(count, patches)).to(self.device)
 
     def loss(self, masks: Tensor) -> Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.autocast):
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
             return self._plain_loss(masks)
 
     def _plain_loss(self, masks: Tensor) -> Tensor:
@@ -217,7 +231,7 @@ class PlainStep(Step):
             return -(target * student).sum(-1).mean()
 
         global_rows, local_rows = log_probabilities(tokens[:, 0]), log_probabilities(local_cls)
-        total = torch.zeros(())
+        total = torch.zeros((), device=self.device)
         for target in cls_targets.split(batch):
             for local in local_rows.split(batch):
                 total = total + cross_entropy(local, target)
@@ -299,10 +313,12 @@ def masking_speed(*, num_images: int = 32, grid: tuple[int, int, int] = (8, 8, 8
     return Speed(name, seconds["ours"] / batches, seconds["plain"] / batches)
 
 
-def step_speed(recipe: PretrainRecipe | None = None, *, rounds: int = 3) -> tuple[Speed, dict[str, float]]:
-    """A whole step against the plain one, and the shares of its parts (they sum to 1)."""
+def step_speed(
+    recipe: PretrainRecipe | None = None, *, rounds: int = 3, device: str = "cpu"
+) -> tuple[Speed, dict[str, float]]:
+    """A whole step on "cpu" or "cuda" against the plain one, and the shares of its parts (they sum to 1)."""
     recipe = recipe or reduced_recipe()
-    ours, plain = Step(recipe), PlainStep(recipe)
+    ours, plain = Step(recipe, device=device), PlainStep(recipe, device=device)
     seconds = interleaved_seconds({"ours": ours, "plain": plain}, rounds=rounds)
     parts = ours.parts()
     total = sum(parts.values())
