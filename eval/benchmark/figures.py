@@ -67,7 +67,8 @@ def _classification(benchmark: FinishedBenchmark, task: str) -> dict[str, str]:
     few = {target: dict(list(found.items())[:MAX_RELIABILITY]) for target, found in targets.items()}
     save_reliability(benchmark.folder / reliability, few)
     return {
-        roc: f"ROC curves of {FIRST_SEED}: AUROC with DeLong's 95 % interval by patient.",
+        roc: f"ROC curves of {FIRST_SEED}: AUROC with DeLong's 95 % interval by patient (in the tables: a bootstrap's "
+        "over all seeds).",
         reliability: f"Reliability of {FIRST_SEED}, calibrated on the validation rows.",
     }
 

@@ -13,7 +13,6 @@ from voxelfm_hf.eval.statistics.delong import delong
 
 BAND_REPLICATES = 500
 MAX_BANDS = 2
-MAX_INSIDE = 2
 # Specificities at which bands are computed.
 GRID = np.linspace(0, 1, 101)
 
@@ -54,7 +53,7 @@ def save_roc(path: str | Path, targets: Mapping[str, Mapping[str, Scored]]) -> P
     """
     shown = looks(encoder for scored in targets.values() for encoder in scored)
     crowd = max((len(scored) for scored in targets.values()), default=0)
-    figure, cells = panels(len(targets), height=4.2 if crowd <= MAX_INSIDE else 4.3 + 0.18 * crowd)
+    figure, cells = panels(len(targets), height=4.3 + 0.18 * crowd)
     figure.set_layout_engine("constrained", h_pad=0.12)
     for axis, (target, by_encoder) in zip(cells, targets.items(), strict=True):
         counts = set()
@@ -77,8 +76,8 @@ def save_roc(path: str | Path, targets: Mapping[str, Mapping[str, Scored]]) -> P
         axis.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
         title(axis, f"{target} ({'; '.join(sorted(counts))})")
         labels(axis, "1 - specificity", "sensitivity")
-        # Curves below the diagonal need the corner.
-        legend(axis, where="lower right" if crowd <= MAX_INSIDE else "below")
+        # No corner is free of curves for sure.
+        legend(axis, where="below")
     return save(figure, path)
 
 

@@ -182,6 +182,7 @@ def _limits(data: TaskData) -> str:
 
 
 def _settings(config: Any, fit: Mapping[str, Any]) -> dict[str, str]:
+    """The settings of a fit that had a part in its task."""
     tuning = fit.get("fine_tuning")
     if tuning:
         named, best = _tuning_settings(config, tuning), tuning["best_epoch"]
@@ -190,10 +191,13 @@ def _settings(config: Any, fit: Mapping[str, Any]) -> dict[str, str]:
         best = ", ".join(f"{name} {epoch}" for name, epoch in (fit.get("best_epoch") or {}).items())
     found = {"head": config.head, "hidden_width": config.head_hidden_size or "none", "seed": fit.get("seed"), **named}
     found["best_epoch"] = best
+    idle = set() if config.family.is_map else {"window", "dice"}
+    if not (config.family.is_map or config.family.balanced):
+        idle.add("balance")
     return {
         name.replace("_", " "): cell(UNSET.get(name, "not recorded") if value is None else value)
         for name, value in found.items()
-        if value != ""
+        if value != "" and name not in idle
     }
 
 

@@ -55,8 +55,8 @@ def _classification(folder: Path, probe: VoxelFMProbe, data: TaskData, predictio
     against = " (each class against the others)" if data.options["exclusive"] else ""
     each, all_of = ("row", "rows") if data.patient_column is None else ("patient", "patients")
     return {
-        "roc.png": f"ROC curves on the test rows{against}: AUROC with DeLong's 95 % interval by {each}; the band is a "
-        f"pointwise bootstrap over {all_of}.",
+        "roc.png": f"ROC curves on the test rows{against}: AUROC with DeLong's 95 % interval by {each}, which may "
+        f"differ a little from the bootstrap's in the table; the band is a pointwise bootstrap over {all_of}.",
         "reliability.png": f"Observed frequency against calibrated probability on the test rows{against}, with "
         "Wilson's 95 % intervals.",
     }

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from lifelines import KaplanMeierFitter
 from lifelines.statistics import multivariate_logrank_test
+from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.metrics import roc_curve as sklearn_roc
 
@@ -129,6 +130,22 @@ def test_curves_of_findings_are_drawn_whatever_is_missing(tmp_path):
     drawn(save_reliability(tmp_path / "reliability.png", targets))
     first = (tmp_path / "roc.png").read_bytes()
     assert save_roc(tmp_path / "again.png", targets).read_bytes() == first
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_the_legend_of_roc_curves_is_outside_their_panel(tmp_path, monkeypatch, count):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: (figures.append(figure), open(path, "wb").close()))
+    rng = np.random.default_rng(4)
+    labels = (rng.random(60) < 0.5).astype(float)
+    encoders = {f"encoder {number}": Scored(labels, rng.random(60)) for number in range(count)}
+    save_roc(tmp_path / "roc.png", {"one": encoders, "other": encoders})
+    (figure,) = figures
+    figure.canvas.draw()
+    for axis in figure.axes:
+        boxes = [text.get_window_extent() for text in axis.get_legend().get_texts()]
+        assert len(boxes) == count and min(box.y0 for box in boxes) >= 0
+        assert max(box.y1 for box in boxes) <= axis.xaxis.label.get_window_extent().y0
 
 
 def test_survival_dice_values_and_errors_are_drawn(tmp_path, followed):

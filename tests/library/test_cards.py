@@ -272,6 +272,8 @@ def test_a_saved_probe_says_what_it_is(tmp_path, task, read, pictures, words):
     assert "user/small" in card and "f" * 64 in card and "`voxelfm probe STORE labels.csv`" in card
     assert all(word in card for word in words) and "| sex | F |" in card
     assert f"| test | {len(data.rows('test'))} | 6 |" in card
+    assert "| epochs |" in card and ("| balance |" in card) == (task == "classification")
+    assert "| window |" not in card and "| dice |" not in card  # of maps only
     read_back = ModelCard(card).data
     assert read_back.license == "mit" and read_back.base_model == "user/small" and read_back.datasets == ["user/lidc"]
     first, report = next(iter(reports.items()))

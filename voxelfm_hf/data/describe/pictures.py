@@ -87,11 +87,13 @@ def _tissues(facts: Mapping[str, list]) -> dict[str, np.ndarray] | None:
 
 
 def _draw_axes(axis: Any, table: np.ndarray, reference: np.ndarray | None) -> None:
-    """One histogram a spatial axis, over common bins; x is left out where it equals y."""
+    """One histogram a spatial axis, over common bins; axes of equal values share one."""
     both = table if reference is None else np.concatenate([table, reference])
-    columns = [0, 1] if np.allclose(both[:, 1], both[:, 2], rtol=0.02) else [0, 1, 2]
-    for column in columns:
-        label = "y, x" if column == 1 and len(columns) == 2 else AXES[column]
+    labels = dict(enumerate(AXES))
+    for column in (1, 0):
+        if np.allclose(both[:, column], both[:, column + 1], rtol=0.02):
+            labels[column] += f", {labels.pop(column + 1)}"
+    for column, label in labels.items():
         others = None if reference is None else reference[:, column]
         _draw_histogram(axis, table[:, column], others, _bins(both), colour=_COLOURS[column], label=label)
     axis.legend(fontsize=8, frameon=False)
@@ -103,10 +105,10 @@ def _draw_values(axis: Any, values: np.ndarray, reference: np.ndarray | None) ->
 
 
 def _bins(values: np.ndarray) -> np.ndarray:
-    """Edges of 30 bins over the values; those of scans that are all alike stand in the middle, not at an end."""
+    """Edges of 31 bins over the values; those of scans that are all alike stand in the middle bin."""
     low, high = float(values.min()), float(values.max())
     around = 0.0 if high - low > 1e-6 * abs(high) else 0.1 * abs(high) or 1.0
-    return np.linspace(low - around, high + around, 31)
+    return np.linspace(low - around, high + around, 32)
 
 
 def _draw_histogram(
