@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from voxelfm_hf.eval.tasks import load_task
-from voxelfm_hf.eval.tasks.answer import Answer, EncodedScan
+from voxelfm_hf.eval.tasks.answer import Answer, EncodedScan, output_names
+from voxelfm_hf.features.likeness import patch_box
 from voxelfm_hf.features.tiles import encode
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMGeometry
 from voxelfm_hf.probe_model import load_with_probe
@@ -42,7 +43,7 @@ class ProbeReader:
     @property
     def class_names(self) -> dict[int, str]:
         """Names of labels, targets or classes by number."""
-        return {int(number): str(name) for number, name in (self.probe.config.id2label or {}).items()}
+        return output_names(self.probe)
 
     @torch.inference_mode()
     def answer(self, volume: Volume, *, region: Region | None = None) -> Answer:
@@ -69,7 +70,8 @@ class ProbeReader:
         cls, patches = encode(self.network, voxels[None].to(self.device), tile=None if region else self.tile)
         scan = EncodedScan(volume, cls, patches, volume.affine @ geometry.patch_to_voxel())
         answer: Answer = load_task(self.probe.config.task).answer(self.probe, scan)
-        return replace(answer, notes=(*geometry.notes, *self._unlike_training(geometry), *answer.notes))
+        asked = None if region is None else patch_box(geometry)
+        return replace(answer, region=asked, notes=(*geometry.notes, *self._unlike_training(geometry), *answer.notes))
 
     def _unlike_training(self, geometry: VoxelFMGeometry) -> list[str]:
         """A note where the scan shows much less or much more than the scans that the probe was fitted on."""

@@ -3,7 +3,7 @@
 OUT/run.json              the probe and its settings; answers of another one are refused
 OUT/predictions.csv       one row a scan or region
 OUT/ID/answer.json        what the probe says
-OUT/ID/picture.png        the scan, with the label map or at the point that was found
+OUT/ID/picture.png        the scan under the answer, with the label map, at the point that was found, or at the region
 OUT/ID/labels.nii.gz      segmentation: the label map on the scan's own grid
 OUT/failures.csv          what could not be answered, and why
 """
@@ -25,7 +25,6 @@ from voxelfm_hf.features import BatchSummary, Task, failure_reason
 from voxelfm_hf.features.identity import input_hashes, is_other, other_input
 from voxelfm_hf.files import written_file
 from voxelfm_hf.pictures import save_picture
-from voxelfm_hf.scan_list import Region
 from voxelfm_hf.volumes import Volume, read_volume
 from voxelfm_hf.volumes.errors import VoxelFMError
 
@@ -87,7 +86,7 @@ def predict_scans(
                     continue
                 facts = answer.facts()
                 if folder is not None:
-                    _write_answer(folder / identifier, volume, answer, region, reader.class_names, taken)
+                    _write_answer(folder / identifier, volume, answer, taken)
                 summary.added += 1
             if on_answer:
                 on_answer(task, identifier, facts)
@@ -135,25 +134,17 @@ def _stored(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
     return facts, facts.pop("input_hash", None)
 
 
-def _write_answer(
-    folder: Path,
-    volume: Volume,
-    answer: Answer,
-    region: Region | None,
-    class_names: dict[int, str],
-    made_of: str | None,
-) -> None:
-    layers: dict[str, Any] = {}
+def _write_answer(folder: Path, volume: Volume, answer: Answer, made_of: str | None) -> None:
+    layers: dict[str, Any] = {"title": answer.text(), "region": answer.region}
     if answer.label_map is not None:
-        layers.update(labels=answer.label_map, label_names={k: name for k, name in class_names.items() if k})
+        layers.update(labels=answer.label_map, label_names={k: name for k, name in answer.label_names.items() if k})
         with written_file(folder / "labels.nii.gz") as part:
             part.write_bytes(gzip.compress(volume.restore(answer.label_map).to_bytes(), mtime=0))
-    centre = region.centre_lps if region is not None else None
+    place = None if answer.region is None else np.mean(answer.region, axis=0) - 0.5
     if answer.points_lps is not None:
-        centre = tuple(answer.points_lps.mean(0))
-    if centre is not None:
-        voxel = np.linalg.solve(volume.affine, [*centre, 1.0])[:3]
-        layers["position"] = np.clip(voxel, 0, np.array(volume.hu.shape) - 1)
+        place = np.linalg.solve(volume.affine, [*answer.points_lps.mean(0), 1.0])[:3]
+    if place is not None:
+        layers["position"] = np.clip(place, 0, np.array(volume.hu.shape) - 1)
     save_picture(volume, folder / "picture.png", **layers)
     # Last: it says that the others are there.
     with written_file(folder / "answer.json") as part:
@@ -175,4 +166,4 @@ def _flat(facts: dict[str, Any]) -> dict[str, Any]:
         row |= {f"{name}_low": low, f"{name}_high": high}
     for number, point in enumerate(facts.get("points_lps_mm", [])):
         row |= {f"{axis}{number or ''}_lps_mm": value for axis, value in zip("xyz", point, strict=True)}
-    return row | {f"voxels_{value}": count for value, count in enumerate(facts.get("voxels_a_class", []))}
+    return row | {f"voxels_{name}": count for name, count in facts.get("voxels", {}).items()}

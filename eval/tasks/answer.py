@@ -39,6 +39,9 @@ class Answer:
         survival: Time -> chance of no event until then.
         points_lps: (points, 3) x, y, z in mm.
         label_map: (D, H, W) classes on the grid of the volume; `volume.restore` puts it on the file's own grid.
+        label_names: Class of the label map -> name.
+        region: ((z, y, x) start, (z, y, x) stop) of the cube that was asked about, in voxels of the volume with
+            fractions; None for a whole scan.
         notes: What the processor assumed or could not do.
     """
 
@@ -49,6 +52,8 @@ class Answer:
     survival: dict[float, float] = field(default_factory=dict)
     points_lps: np.ndarray | None = None
     label_map: np.ndarray | None = None
+    label_names: dict[int, str] = field(default_factory=dict)
+    region: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
     notes: tuple[str, ...] = ()
 
     def facts(self) -> dict[str, Any]:
@@ -63,19 +68,42 @@ class Answer:
             "notes": list(self.notes),
         }
         if self.label_map is not None:
-            facts["voxels_a_class"] = np.bincount(self.label_map.reshape(-1)).tolist()
+            counts = np.bincount(self.label_map.reshape(-1), minlength=len(self.label_names)).tolist()
+            facts["voxels"] = {self.label_names[number]: count for number, count in enumerate(counts)}
         return {name: value for name, value in facts.items() if value}
+
+    def text(self) -> str:
+        """The answer in a few words, such as "nodule 0.81 (positive)"; a label map speaks for itself."""
+        parts = []
+        for name, value in self.values.items():
+            part = f"log risk of {name} {value:.3g}" if self.survival else f"{name} {value:.3g}"
+            if not self.survival and name in self.units:
+                part += f" {self.units[name]}"
+            if name in self.intervals:
+                part += " ({:.3g} to {:.3g})".format(*self.intervals[name])
+            if name in self.positive:
+                part += " (positive)" if self.positive[name] else " (negative)"
+            parts.append(part)
+        if self.survival:
+            time, chance = list(self.survival.items())[-1]
+            unit = next((f" {unit}" for unit in self.units.values()), "")
+            parts.append(f"{chance:.0%} without event until {time:g}{unit}")
+        for point in [] if self.points_lps is None else self.points_lps:
+            parts.append("x {:.1f}, y {:.1f}, z {:.1f} mm".format(*point))
+        return "; ".join(parts)
+
+
+def output_names(probe: VoxelFMProbe) -> dict[int, str]:
+    """Names of the probe's labels, targets or classes by number, in order."""
+    return {int(number): str(name) for number, name in sorted((probe.config.id2label or {}).items())}
 
 
 def by_name(probe: VoxelFMProbe, values: torch.Tensor | None) -> dict[str, Any]:
     """Values (1, outputs) of one scan under the names of the probe's outputs; none without values."""
-    names: Any = probe.config.id2label
-    return {} if values is None else {str(names[number]): value for number, value in enumerate(values[0].tolist())}
+    names = output_names(probe)
+    return {} if values is None else {names[number]: value for number, value in enumerate(values[0].tolist())}
 
 
 def units_by_name(probe: VoxelFMProbe) -> dict[str, str]:
     """Output -> unit, where known."""
-    names: Any = probe.config.id2label
-    return {
-        str(names[number]): unit for number, unit in zip(sorted(names), probe.config.target_unit or (), strict=False)
-    }
+    return dict(zip(output_names(probe).values(), probe.config.target_unit or (), strict=False))

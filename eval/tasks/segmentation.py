@@ -13,7 +13,7 @@ from voxelfm_hf.eval.metrics.catalogue import find_measure
 from voxelfm_hf.eval.metrics.measure import MACRO
 from voxelfm_hf.eval.metrics.scoring import per_row_report
 from voxelfm_hf.eval.metrics.segmentation import METRICS, segmentation_scores
-from voxelfm_hf.eval.tasks.answer import Answer, EncodedScan
+from voxelfm_hf.eval.tasks.answer import Answer, EncodedScan, output_names
 from voxelfm_hf.eval.tasks.data import TaskData, open_data
 from voxelfm_hf.eval.tasks.fitting import FitOptions, check_features, fit_columns, too_few
 from voxelfm_hf.eval.tasks.kept import Judged, Tables, judge_row_values, row_names
@@ -122,7 +122,8 @@ def answer(probe: VoxelFMProbe, scan: EncodedScan) -> Answer:
     """The label map on the grid of the volume."""
     patches = scan.patches[0].cpu().numpy()
     device = str(scan.patches.device)
-    return Answer(label_map=segment(probe, patches, scan.patch_affine, scan.volume, device=device))
+    label_map = segment(probe, patches, scan.patch_affine, scan.volume, device=device)
+    return Answer(label_map=label_map, label_names=output_names(probe))
 
 
 def evaluate(

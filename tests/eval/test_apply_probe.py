@@ -88,12 +88,15 @@ def test_a_scan_file_gives_what_its_stored_features_give(made, volume, name, opt
         probe.save_pretrained(folder)
         wide, value = ProbeReader(folder, model=made / "model").answer(volume), answer.values["size"]
         assert answer.intervals == {} and wide.intervals == {"size": pytest.approx((value - 2.5, value + 2.5))}
+        assert wide.text() == f"size {value:.3g} mm ({value - 2.5:.3g} to {value + 2.5:.3g})"
     if name == "survival":
         chances = list(answer.survival.values())
         assert chances == sorted(chances, reverse=True) and len(chances) == 3
         config = VoxelFMProbe.from_pretrained(folder).config
         expected = np.exp(-np.array(config.baseline_hazard) * np.exp(answer.values["event"]))
         assert answer.survival == pytest.approx(dict(zip(config.baseline_times, expected, strict=True)))
+        risk, last = answer.values["event"], config.baseline_times[-1]
+        assert answer.text() == f"log risk of event {risk:.3g}; {expected[-1]:.0%} without event until {last:g}"
 
 
 def test_a_point_comes_back_in_millimetres(made, volume):

@@ -17,7 +17,9 @@ from voxelfm_hf.features import Task
 from voxelfm_hf.hub import weight_hash
 from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
+from voxelfm_hf.pictures import save_picture
 from voxelfm_hf.scan_list import Region, list_scans, read_regions
+from voxelfm_hf.volumes import read_volume
 from voxelfm_hf.volumes.errors import VoxelFMError
 
 
@@ -115,7 +117,14 @@ def test_a_probe_of_regions_answers_each_region_and_asks_for_one(made, tmp_path)
         tasks, reader, tmp_path / "out", on_answer=lambda _, name, facts: answers.update({name: facts})
     )
     assert summary.failures == {} and answers["first"]["values"] != answers["second"]["values"]
-    assert (tmp_path / "out" / "second" / "picture.png").is_file()
+    volume = read_volume(made / "scans" / "a.nii.gz")
+    answer = reader.answer(volume, region=tasks[0].regions[1])
+    # The first voxel's centre lies at (-26, -22.5, 40) mm and voxels are 1, 1.5 and 2 mm wide.
+    region = ((3.25, 4.5, 8.0), (7.75, 10.5, 17.0))
+    expected = save_picture(volume, tmp_path / "expected.png", position=(5, 7, 12), region=region, title=answer.text())
+    sign = "positive" if answer.positive["nodule"] else "negative"
+    assert answer.text() == f"nodule {answer.values['nodule']:.3g} ({sign})"
+    assert (tmp_path / "out" / "second" / "picture.png").read_bytes() == expected.read_bytes()
     whole = predict_scans(tasks_of(made / "scans" / "a.nii.gz"), reader)
     assert "fitted on regions" in whole.failures["a.nii.gz"]
     of_scans = make_reader(made, tmp_path / "scans")
@@ -147,8 +156,11 @@ def test_a_label_map_lies_over_its_own_file(made, tmp_path):
         y = nib.affines.apply_affine(scan.affine, np.stack(np.indices(scan.shape), -1))[..., 1]
         assert set(np.unique(found)) == {0, 1, 2} or set(np.unique(found)) == {1, 2}
         assert y[found == 1].mean() > y[found == 2].mean() + 5
-        counts = json.loads((tmp_path / "out" / name / "answer.json").read_text())["voxels_a_class"]
-        assert counts == np.bincount(found.ravel().astype(int)).tolist()
+        counts = dict(zip(names.values(), np.bincount(found.ravel().astype(int), minlength=3).tolist(), strict=True))
+        assert json.loads((tmp_path / "out" / name / "answer.json").read_text())["voxels"] == counts
+        with open(tmp_path / "out" / "predictions.csv") as file:
+            rows = {row["id"]: row for row in csv.DictReader(file)}
+        assert {key: int(rows[name][f"voxels_{key}"]) for key in counts} == counts
 
 
 def test_a_point_is_reported_where_the_head_puts_it(made, tmp_path):

@@ -135,6 +135,25 @@ def test_position_is_reported_in_scanner_coordinates():
     )
 
 
+def test_a_region_is_framed_in_every_plane_and_a_long_answer_stands_above_the_panels():
+    region = ((16.0, 0.0, 0.0), (24.0, 12.5, 9.0))
+    words = "; ".join(f"finding {i} 0.{i:02d} (negative)" for i in range(18))
+    figure = picture_planes(marked_volume(), position=(20, 5, 4), region=region, title=words)
+    for row in range(3):
+        frames = []
+        for column in range(3):
+            _, axes = shown(figure, row, column)
+            (line,) = (line for line in axes.lines if len(line.get_xdata()) == 5)
+            x, y = np.array(line.get_xdata()), np.array(line.get_ydata())
+            frames.append((x.min(), x.max(), y.min(), y.max()))
+        # The block lies to the right, in front and above: left and top in the picture, 2 mm across, 1 mm, 3 mm down.
+        assert frames == [(0, 18, 0, 12.5), (0, 18, 0, 24), (0, 12.5, 0, 24)]
+    (heading,) = (text for text in figure.texts if "finding 17" in text.get_text())
+    assert " ".join(heading.get_text().split()).startswith(words)
+    box, panels = heading.get_window_extent(), [axes.get_window_extent() for axes in figure.axes]
+    assert box.y0 > max(panel.y1 for panel in panels) - 1 and box.x1 < figure.bbox.x1 and box.y1 < figure.bbox.y1
+
+
 def test_projections_are_maxima():
     volume = marked_volume()
     figure = picture_planes(volume)

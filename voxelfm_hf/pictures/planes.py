@@ -36,6 +36,7 @@ def picture_planes(
     heat_limits: tuple[float, float] | None = None,
     patch_features: np.ndarray | None = None,
     patch_box: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None,
+    region: tuple[Sequence[float], Sequence[float]] | None = None,
     projections: bool = True,
     title: str | None = None,
     width_px: int = 1600,
@@ -54,8 +55,10 @@ def picture_planes(
         patch_features: (d, h, w, C) features; adds a row with their principal components as colour over the scan.
         patch_box: ((z, y, x) start, (z, y, x) stop): the part of the volume that the patches cover, in voxels, with
             fractions; voxel i spans i to i + 1, as the processor's region_start and region_stop. By default all.
+        region: ((z, y, x) start, (z, y, x) stop) of a cuboid in voxels, as patch_box, drawn as a frame in every plane.
         projections: Add a column of maximum-intensity projections.
-        title: Text at the top left. Nothing from the volume's name is shown, as names can identify a patient.
+        title: Text at the top left, on as many lines as it takes. Nothing from the volume's name is shown, as names can
+            identify a patient.
         width_px: Width of the picture.
 
     Returns:
@@ -79,7 +82,8 @@ def picture_planes(
     features = None if patch_features is None else FeatureLayer(patch_features, volume.hu, box=patch_box)
     centre = _choose_position(volume, position, heat_layer or label_layer)
 
-    sheet = Sheet(volume, rows=len(windows) + (features is not None), projections=projections, width_px=width_px)
+    rows = len(windows) + (features is not None)
+    sheet = Sheet(volume, rows=rows, projections=projections, width_px=width_px, title=title)
     for row, name in enumerate(windows):
         level, width = WINDOWS_HU[name]
         for column, plane in enumerate(PLANES):
@@ -89,6 +93,8 @@ def picture_planes(
             lines += _position_lines(volume, plane, index) if row == 0 else []
             panel = sheet.panel(row, column, plane, image, caption="\n".join(lines))
             _mark_position(panel, plane, centre, volume)
+            if region is not None:
+                _frame_region(panel, plane, region, volume)
         if projections and row < len(_PROJECTED):
             plane = _PROJECTED[row]
             projection = volume.hu.max(axis=plane.axis)
@@ -103,7 +109,7 @@ def picture_planes(
             shares = ", ".join(f"{100 * share:.0f}" for share in features.variance_shares)
             text = f"PCA of patch features\n1, 2, 3 as red, green, blue\n{shares} % of the variance"
             sheet.panel(len(windows), column, plane, image, caption=text if column == 0 else "")
-    sheet.header(title, label_layer, heat_layer)
+    sheet.header(label_layer, heat_layer)
     return sheet.figure
 
 
@@ -194,3 +200,13 @@ def _mark_position(panel: Panel, plane: Plane, centre: tuple[int, int, int], vol
     down = (centre[plane.rows] + 0.5) * volume.spacing[plane.rows]
     height = volume.hu.shape[plane.rows] * volume.spacing[plane.rows]
     panel.ticks(across, height - down if plane.rows == 0 else down)
+
+
+def _frame_region(panel: Panel, plane: Plane, region: tuple[Sequence[float], Sequence[float]], volume: Volume) -> None:
+    (top, bottom), (left, right) = (
+        [float(side[axis]) * volume.spacing[axis] for side in region] for axis in (plane.rows, plane.columns)
+    )
+    if plane.rows == 0:
+        height = volume.hu.shape[0] * volume.spacing[0]
+        top, bottom = height - bottom, height - top
+    panel.frame(left, top, right, bottom)

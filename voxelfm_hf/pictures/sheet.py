@@ -1,5 +1,6 @@
 """The page under a picture of planes: cells with one scale in mm, orientation letters, captions, scale bars, legend."""
 
+import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,7 @@ PLANES = (
 class Sheet:
     """The figure: a header and a table of cells with one scale for all."""
 
-    def __init__(self, volume: Volume, *, rows: int, projections: bool, width_px: int):
+    def __init__(self, volume: Volume, *, rows: int, projections: bool, width_px: int, title: str | None):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
@@ -54,14 +55,18 @@ class Sheet:
         self.columns_px = [mm * self.px_per_mm for mm in columns_mm]
         self.row_px = row_mm * self.px_per_mm
         self.width_px = width_px
-        self.height_px = int(np.ceil(_HEADER_PX + rows * (self.row_px + _GAP_PX)))
         self.font = float(np.clip(width_px / 1600 * 9, 6, 14))
+        line_px = 1.15 * self.font * DPI / 72
+        # Three quarters of the width, as the legend takes the rest; a letter is about 0.6 of its height wide.
+        self.lines = textwrap.wrap(self._heading(title), int(0.75 * width_px / (0.6 * line_px)))
+        self.header_px = _HEADER_PX + 1.2 * line_px * (len(self.lines) - 1)
+        self.height_px = int(np.ceil(self.header_px + rows * (self.row_px + _GAP_PX)))
         self.figure = Figure(figsize=(width_px / DPI, self.height_px / DPI), dpi=DPI, facecolor=_BACKGROUND)
         FigureCanvasAgg(self.figure)
 
     def panel(self, row: int, column: int, plane: Plane, image: np.ndarray, *, caption: str) -> "Panel":
         left = _GAP_PX + sum(self.columns_px[:column]) + column * _GAP_PX
-        bottom = self.height_px - _HEADER_PX - (row + 1) * self.row_px - row * _GAP_PX
+        bottom = self.height_px - self.header_px - (row + 1) * self.row_px - row * _GAP_PX
         width = self.columns_px[column]
         axes = self.figure.add_axes(
             (left / self.width_px, bottom / self.height_px, width / self.width_px, self.row_px / self.height_px)
@@ -74,13 +79,15 @@ class Sheet:
         panel.caption(caption)
         return panel
 
-    def header(self, title: str | None, labels: LabelLayer | None, heat: HeatLayer | None) -> None:
-        """Title and size on the left, legend of the layers on the right."""
+    def _heading(self, title: str | None) -> str:
         shape = " x ".join(str(n) for n in self.volume.hu.shape)
         spacing = " x ".join(f"{s:.3g}" for s in self.volume.spacing)
-        middle = 1 - _HEADER_PX / 2 / self.height_px
-        text = "   ".join(part for part in (title, f"{shape} voxels, {spacing} mm (z, y, x)") if part)
-        left = 2 * _GAP_PX / self.width_px
+        return "   ".join(part for part in (title, f"{shape} voxels, {spacing} mm (z, y, x)") if part)
+
+    def header(self, labels: LabelLayer | None, heat: HeatLayer | None) -> None:
+        """Title and size on the left, legend of the layers on the right."""
+        middle = 1 - self.header_px / 2 / self.height_px
+        left, text = 2 * _GAP_PX / self.width_px, "\n".join(self.lines)
         self.figure.text(left, middle, text, color=_TEXT, fontsize=self.font * 1.15, va="center", parse_math=False)
         entries: list[tuple[str, tuple[float, ...]]] = []
         if heat is not None:
@@ -157,6 +164,10 @@ class Panel:
         self.axes.plot([x - length, x], [y, y], color="black", linewidth=4, solid_capstyle="butt")
         self.axes.plot([x - length, x], [y, y], color=_TEXT, linewidth=2, solid_capstyle="butt")
         self._text(x - length / 2, y - 4 * self.pixel, f"{length:g} mm", ha="center", va="bottom", size=0.85)
+
+    def frame(self, left: float, top: float, right: float, bottom: float) -> None:
+        x, y = [left, right, right, left, left], [top, top, bottom, bottom, top]
+        self.axes.plot(x, y, color=_ACCENT, linewidth=1.2, solid_joinstyle="miter")
 
     def ticks(self, across: float, down: float) -> None:
         size = 5 * self.pixel
