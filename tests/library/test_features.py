@@ -79,7 +79,9 @@ def test_rerun_adds_only_what_is_missing(small_model, scan_folder, tmp_path):
     )
     assert (summary.added, summary.present) == (2, 1)
     assert "a.nii.gz" not in seen
-    # a failure that is repaired leaves the list
+    # a failure that a run does not ask for stays in the list, one that is repaired leaves it
+    assert embed_scans(tasks_of(scan_folder / "a.nii.gz"), small_model, store, FP32).failures == {}
+    assert FeatureStore(store).failures().keys() == {"bad.npy"}
     np.save(scan_folder / "bad.npy", read_volume(scan_folder / "a.nii.gz").hu)
     (scan_folder / "bad.json").write_text('{"spacing": [5, 5, 5]}')
     summary = embed_scans(tasks_of(scan_folder), small_model, store, FP32)

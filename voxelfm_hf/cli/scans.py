@@ -112,7 +112,8 @@ def embed(
 ) -> None:
     """Features of scans into a store; a rerun adds only what is missing.
 
-    Scans that cannot be read are listed in STORE/failures.csv while the rest goes on; the exit code is then 3.
+    Scans that cannot be read are listed in STORE/failures.csv while the rest goes on; the exit code is then 3. The list
+    is the store's, not the run's: those of earlier runs stay in it until they are embedded.
 
     Example: voxelfm embed scans/ --out features
 
