@@ -55,12 +55,12 @@ def save_segmentation_overlay(
     layers = {name: LabelLayer(np.asarray(labels), dict(names or {})) for name, labels in rows.items()}
     centre = layers["reference"].best_index() or layers["prediction"].best_index()
     centre = centre or (volume.hu.shape[0] // 2, volume.hu.shape[1] // 2, volume.hu.shape[2] // 2)
-    sheet = Sheet(volume, rows=2, projections=False, width_px=WIDTH_PX)
+    sheet = Sheet(volume, rows=2, projections=False, width_px=WIDTH_PX, title=heading)
     for row, (name, layer) in enumerate(layers.items()):
         for column, plane in enumerate(PLANES):
             image = slice_image(volume, plane, centre[plane.axis], WINDOWS_HU["soft tissue"], [layer])
             sheet.panel(row, column, plane, image, caption=f"{name}\n{plane.name}" if column == 0 else plane.name)
-    sheet.header(heading, layers["reference"], None)
+    sheet.header(layers["reference"], None)
     return save_figure(sheet.figure, path)
 
 
@@ -92,7 +92,8 @@ def save_localization_overlay(
     distance = float(np.linalg.norm(np.subtract(true_lps, found_lps)))
     centre = np.clip(np.rint(true), 0, np.array(volume.hu.shape) - 1).astype(int)
     window = window or _window_round(volume, centre)
-    sheet = Sheet(volume, rows=1, projections=False, width_px=WIDTH_PX)
+    title = f"{heading or 'localisation'}: {distance:.1f} mm apart (circle: true, cross: predicted)"
+    sheet = Sheet(volume, rows=1, projections=False, width_px=WIDTH_PX, title=title)
     for column, plane in enumerate(PLANES):
         image = slice_image(volume, plane, int(centre[plane.axis]), WINDOWS_HU[window], [])
         off = (found - true)[plane.axis] * volume.spacing[plane.axis]
@@ -101,7 +102,7 @@ def save_localization_overlay(
         )
         _point(panel, plane, volume, true, TRUE_COLOUR, "o")
         _point(panel, plane, volume, found, FOUND_COLOUR, "X")
-    sheet.header(f"{heading or 'localisation'}: {distance:.1f} mm apart (circle: true, cross: predicted)", None, None)
+    sheet.header(None, None)
     return save_figure(sheet.figure, path)
 
 

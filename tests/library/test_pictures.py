@@ -64,6 +64,21 @@ def test_patient_right_is_left_head_is_up_front_is_top_or_left():
             }[side]
 
 
+def test_words_stand_on_a_dark_ground_where_the_scan_is_white(tmp_path):
+    white = Volume.from_array(np.full((40, 40, 40), 1500, np.int16), spacing=(4.0, 4.0, 4.0))
+    picture = np.asarray(Image.open(save_picture(white, tmp_path / "white.png")).convert("L"), float)
+    figure = picture_planes(white)
+    figure.canvas.draw()
+    for axes in figure.axes:
+        for text in axes.texts:
+            box = text.get_window_extent()
+            if text.get_text() and box.width:
+                words = picture[
+                    len(picture) - round(box.y1) : len(picture) - round(box.y0), round(box.x0) : round(box.x1)
+                ]
+                assert np.quantile(words, 0.3) < 110 and words.max() > 150, text.get_text()
+
+
 def test_the_written_pixels_show_the_marker_beside_r_a_and_h(tmp_path):
     path = save_picture(marked_volume(), tmp_path / "scan.png", position=(20, 5, 4), windows=("bone",))
     picture = np.asarray(Image.open(path).convert("L"), float)

@@ -135,11 +135,11 @@ class Panel:
         self.axes.set_ylim(self.bottom, self.top)
 
     def _text(self, x: float, y: float, text: str, *, colour: str = _TEXT, size: float = 1.0, **align) -> None:
-        from matplotlib.patheffects import withStroke
-
+        # On a darkened ground, as an abdomen is white in most windows.
+        ground = {"facecolor": _CELL, "alpha": 0.7, "edgecolor": "none", "boxstyle": "square,pad=0.15"}
         self.axes.text(
-            x, y, text, color=colour, fontsize=self.font * size, parse_math=False,
-            path_effects=[withStroke(linewidth=2, foreground="black")], clip_on=True, **align,
+            x, y, text, color=colour, fontsize=self.font * size, parse_math=False, clip_on=True,
+            bbox=ground if text else None, **align,
         )  # fmt: skip
 
     def letters(self, letters: str) -> None:
@@ -163,7 +163,7 @@ class Panel:
         x, y = self.right - 10 * self.pixel, self.bottom - 9 * self.pixel
         self.axes.plot([x - length, x], [y, y], color="black", linewidth=4, solid_capstyle="butt")
         self.axes.plot([x - length, x], [y, y], color=_TEXT, linewidth=2, solid_capstyle="butt")
-        self._text(x - length / 2, y - 4 * self.pixel, f"{length:g} mm", ha="center", va="bottom", size=0.85)
+        self._text(x - length / 2, y - 6 * self.pixel, f"{length:g} mm", ha="center", va="bottom", size=0.85)
 
     def frame(self, left: float, top: float, right: float, bottom: float) -> None:
         x, y = [left, right, right, left, left], [top, top, bottom, bottom, top]
