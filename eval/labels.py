@@ -1,6 +1,7 @@
 """Label tables: reading, matching to a feature store, and targets of every kind, each bad input with its sentence."""
 
 import io
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -161,7 +162,7 @@ def binary_target(labels: LabelTable, column: str) -> np.ndarray:
     if unknown:
         raise LabelError(
             f"{labels.source}: column {column} holds {_examples(unknown)}, which is neither 0 nor 1 (or empty where "
-            "unknown): recode it, or use it as classes or as a number"
+            "unknown): recode it; class names are for --exclusive, numbers for --task regression"
         )
     target = np.array([1.0 if text in YES else 0.0 if text in NO else np.nan for text in texts])
     known = target[np.isfinite(target)]
@@ -254,7 +255,10 @@ def _numbers(labels: LabelTable, column: str) -> np.ndarray:
         except (TypeError, ValueError):
             text.append(str(value))
     if text:
-        raise LabelError(f"{labels.source}: column {column} holds {_examples(sorted(set(text)))}, which is no number")
+        raise LabelError(
+            f"{labels.source}: column {column} holds {_examples(sorted(set(text)))}, which is no number: "
+            "write 1.5, with a point, and leave cells empty where it is unknown"
+        )
     if np.isinf(numbers).any():
         raise LabelError(f"{labels.source}: column {column} is infinite in {int(np.isinf(numbers).sum())} rows")
     return numbers
@@ -295,6 +299,11 @@ def _arrow_table(source: str | Path | Any, id_column: str | None, patient_column
             raise LabelError(f"{path} is empty: fill in one row a scan") from None
         if "invalid UTF8" in str(error):
             raise LabelError(f"{path.name} is not UTF-8 text: save the table as UTF-8") from None
+        if cells := re.search(r"Expected (\d+) columns, got (\d+)", str(error)):
+            raise LabelError(
+                f"{path}: a row has {cells[2]} cells, the header {cells[1]}: put texts with commas or line breaks in "
+                "quotation marks, and write decimals with a point"
+            ) from None
         raise LabelError(f"{path} cannot be read as a table: save it as CSV (UTF-8) or Parquet") from None
     except OSError as error:
         raise LabelError(f"{path} cannot be read: {error.strerror or type(error).__name__}") from None

@@ -28,6 +28,9 @@ def patient_groups(labels: LabelTable, *, patient_column: str | None = None) -> 
 
     Returns:
         (n,) integers from 0; every row its own group when there is neither column.
+
+    Raises:
+        LabelError: rows without a patient, whose scans could be of one in another split.
     """
     parent = np.arange(len(labels))
 
@@ -37,8 +40,16 @@ def patient_groups(labels: LabelTable, *, patient_column: str | None = None) -> 
             row = parent[row]
         return row
 
-    chosen = (patient_column_of(labels, patient_column), labels.first_of(STUDY_COLUMNS))
-    for column in chosen:
+    patient = patient_column_of(labels, patient_column)
+    named = [] if patient is None else [str("" if value is None else value).strip() for value in labels.column(patient)]
+    unknown = [identifier for identifier, name in zip(labels.ids, named, strict=False) if not name]
+    if unknown:
+        raise LabelError(
+            f"{labels.source}: {len(unknown)} rows have no {patient} ({', '.join(unknown[:3])}), and nobody knows "
+            "whether their patients are among the others: fill them in, also for patients of one scan, or remove the "
+            "rows"
+        )
+    for column in (patient, labels.first_of(STUDY_COLUMNS)):
         if column is None:
             continue
         first: dict[str, int] = {}

@@ -104,7 +104,9 @@ def read_regions(path: str | Path, scans: Sequence[Scan]) -> dict[Scan, list[Reg
         try:
             x, y, z, edge = (float(row[field]) for field in REGION_FIELDS[1:])
         except ValueError:
-            raise LabelError(f"{path} line {line}: x, y, z and edge_mm must be numbers in millimetres") from None
+            raise LabelError(
+                f"{path} line {line}: x, y, z and edge_mm must be numbers in millimetres, such as 12.5"
+            ) from None
         if not all(map(math.isfinite, (x, y, z, edge))) or edge <= 0:
             raise LabelError(f"{path} line {line}: x, y, z must be finite and edge_mm positive")
         of_scan = regions.setdefault(scan, [])

@@ -118,7 +118,7 @@ def _fact_rows(
     found = predict_fact(features, fact, facts, patients, seed=settings["seed"])
     truth: np.ndarray
     if fact.levels:
-        measure = multiclass.measures()["balanced_accuracy"]
+        measure = multiclass.measures(fact.levels)["balanced_accuracy"]
         truth, chance = found.truth.astype(int), 1 / len(fact.levels)
     else:
         measure, truth, chance = continuous.measures()["r2"], found.truth, 0.0

@@ -1,5 +1,7 @@
 """Metrics of one class out of several: labels 0 .. K - 1 and probabilities (n, K)."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from voxelfm_hf.eval.metrics import binary
@@ -7,11 +9,11 @@ from voxelfm_hf.eval.metrics.measure import Measure, by_name, of_first
 from voxelfm_hf.eval.metrics.ranks import checked_weights, ratio
 
 
-def measures() -> dict[str, Measure]:
-    """Measures of (labels, probabilities (n, K)) of one class out of K."""
+def measures(names: Sequence[str] = ()) -> dict[str, Measure]:
+    """Measures of (labels, probabilities (n, K)) of one class out of K; `names` of the classes, for sentences."""
 
     def complete(labels: np.ndarray, probabilities: np.ndarray) -> str:
-        return why_not_all_classes(labels, np.shape(probabilities)[1])
+        return why_not_all_classes(labels, names or range(np.shape(probabilities)[1]))
 
     return by_name(
         (
@@ -23,10 +25,11 @@ def measures() -> dict[str, Measure]:
     )
 
 
-def why_not_all_classes(labels: np.ndarray, num_classes: int) -> str:
-    """A sentence when a class has no row, otherwise an empty string."""
-    missing = sorted(set(range(num_classes)) - {int(label) for label in np.unique(labels)})
-    return f"no row of class {', '.join(map(str, missing))}: a macro average needs every class" if missing else ""
+def why_not_all_classes(labels: np.ndarray, names: Sequence[object]) -> str:
+    """A sentence when one of the classes 0 .. K - 1, called by their names, has no row, otherwise an empty string."""
+    present = {int(label) for label in np.unique(labels)}
+    missing = [str(name) for number, name in enumerate(names) if number not in present]
+    return f"no row of class {', '.join(missing)}: a macro average needs every class" if missing else ""
 
 
 def macro_auroc(labels: np.ndarray, probabilities: np.ndarray, *, weights: np.ndarray | None = None) -> np.ndarray:

@@ -174,7 +174,7 @@ def evaluate(
         settings["patients"] = settings["patients"][known]
         subgroups = {c: [v for v, k in zip(values, known, strict=True) if k] for c, values in subgroups.items()}
         arrays = (labels[known, 0].astype(int), predictions[known])
-        return {"classes": metric_report(multiclass.measures(), *arrays, subgroups=subgroups, **settings)}
+        return {"classes": metric_report(multiclass.measures(data.names), *arrays, subgroups=subgroups, **settings)}
     reports = {}
     for i, name in enumerate(data.names):
         measures = binary.measures(threshold=0.5 if thresholds is None else thresholds[i])
@@ -223,7 +223,7 @@ def judge(tables: Tables, options: Mapping[str, Any]) -> Judged:
     """
     truth = kept_column(tables, "truth")
     if options.get("exclusive"):
-        measures = over_seeds([multiclass.measures()] * len(tables))
+        measures = over_seeds([multiclass.measures(options.get("classes") or ())] * len(tables))
         return Judged((truth.astype(int),), {"": kept_predictions(tables, "probabilities")}, measures)
     thresholds = [float(table["threshold"][0].as_py()) for table in tables.values()]
     measures = over_seeds([binary.measures(threshold=0.5 if np.isnan(t) else t) for t in thresholds])

@@ -93,7 +93,7 @@ def test_usual_names_are_found_however_they_are_written(table, patient):
         ("name,x\na,1\n", "no column id or file .* its columns are name, x"),
         ("id,x\na,1\n,2\n", "1 rows without a value in id"),
         ("id,x\na,1\nb,1\na,2\n", r"1 ids more than once \(a\)"),
-        ("id,x\na,1,9\nb\n", "cannot be read as a table"),
+        ("id,x\na,1,9\nb\n", "a row has 3 cells, the header 2: put texts with commas"),
         ("id,x,x\na,1,2\n", "labels.csv has more than one column x"),
     ],
 )
@@ -136,7 +136,11 @@ def test_labels_without_features(table):
 
 @pytest.mark.parametrize(
     ("values", "sentence"),
-    [("1 1 1", "holds only 1: a classifier needs both"), ("1 0 2", "holds 2, which is neither 0 nor 1")],
+    [
+        ("1 1 1", "holds only 1: a classifier needs both"),
+        ("1 0 2", "holds 2, which is neither 0 nor 1"),
+        ("1 0 bad", "--exclusive"),
+    ],
 )
 def test_bad_binary_labels(table, values, sentence):
     labels = table("id,y\n" + "".join(f"{i},{v}\n" for i, v in enumerate(values.split())))
@@ -160,11 +164,16 @@ def test_yes_and_no_words_and_classes(table):
 
 @pytest.mark.parametrize(
     ("values", "sentence"),
-    [("1 two 3", "holds two, which is no number"), ("1 inf 2", "infinite in 1 rows"), ("4 4 4", "is 4 in every row")],
+    [
+        ("1 two 3", "holds two, which is no number"),
+        ("1,5 2 3", "holds 1,5, which is no number: write 1.5, with a point"),
+        ("1 inf 2", "infinite in 1 rows"),
+        ("4 4 4", "is 4 in every row"),
+    ],
 )
 def test_bad_numbers(table, values, sentence):
     with pytest.raises(LabelError, match=sentence):
-        number_target(table("id,y\n" + "".join(f"{i},{v}\n" for i, v in enumerate(values.split()))), "y")
+        number_target(table("id;y\n" + "".join(f"{i};{v}\n" for i, v in enumerate(values.split()))), "y")
 
 
 @pytest.mark.parametrize(
@@ -189,10 +198,12 @@ def test_survival_and_points_with_gaps(table):
 
 
 def test_studies_and_patients_make_one_group(table):
-    labels = table("id,patient_id,study_id\na,1,s1\nb,2,s1\nc,2,s2\nd,3,s3\ne,,s4\n")
+    labels = table("id,patient_id,study_id\na,1,s1\nb,2,s1\nc,2,s2\nd,3,s3\ne,4,s4\n")
     groups = patient_groups(labels)
     assert groups[0] == groups[1] == groups[2] and len({groups[0], groups[3], groups[4]}) == 3
     assert len(set(patient_groups(table("id,x\na,1\nb,1\n")))) == 2
+    with pytest.raises(LabelError, match=r"2 rows have no patient_id \(b, c\)"):
+        patient_groups(table('id,patient_id\na,1\nb,\nc," "\nd,2\n'))
 
 
 def test_own_splits_are_checked(table):

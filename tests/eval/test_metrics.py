@@ -104,7 +104,7 @@ def test_multiclass_against_scikit_learn():
         oracle.balanced_accuracy_score(labels, called)
     )
     assert np.isnan(multiclass.macro_auroc(np.zeros(5, dtype=int), probabilities[:5]))
-    assert "class 1, 2" in multiclass.why_not_all_classes(np.zeros(5, dtype=int), 3)
+    assert "class 1, 2" in multiclass.why_not_all_classes(np.zeros(5, dtype=int), range(3))
 
 
 def test_concordance_against_lifelines_with_ties_and_resamples(parity):

@@ -456,6 +456,15 @@ def test_training_labels_of_one_class_are_refused(store, labels, made):
             fit_and_evaluate(store, table, task=task, read=read, evaluate=QUICK)
 
 
+def test_a_class_without_rows_is_called_by_its_name(store, labels):
+    classification, names = load_task("classification"), ["low", "mid", "high", "severe"]
+    data = classification.read(store, labels, targets=["grade"], exclusive=True, classes=names)
+    rows = data.rows("test")
+    reports = classification.evaluate(np.full((len(rows), 4), 0.25), data, rows, replicates=0)
+    note = reports["classes"]["estimates"]["macro_auroc"]["note"]
+    assert note == "no row of class severe: a macro average needs every class"
+
+
 def test_one_labelled_training_scan_is_too_few(store, labels):
     kept = [row for row, split in enumerate(labels.column("split")) if split != "train"]
     few = labels.take([*kept, labels.column("split").index("train")])
@@ -473,6 +482,7 @@ def test_one_labelled_training_scan_is_too_few(store, labels):
         ("sick", "maybe", "column sick holds maybe, which is neither 0 nor 1"),
         ("split", "holdout", "column split holds holdout: use train, val and test"),
         ("patient_id", "59", r"1 patients or studies are in two splits"),
+        ("patient_id", "", r"1 rows have no patient_id \(0.nii.gz\)"),
         ("file", "1.nii.gz", r"1 ids more than once \(1.nii.gz\): keep one row an id"),
     ],
 )
