@@ -290,7 +290,7 @@ def test_report_adapter_goes_with_a_language_model_that_others_find(tmp_path):
         ),
         (lambda f: (f / "README.md").write_text(CARD + "\nTODO\n"), "unfinished"),
         (lambda f: (f / "README.md").write_text("no header"), "README.md"),
-        (lambda f: (f / "README.md").write_text(CARD.replace("apache-2.0", "cc-by-4.0")), "no LICENSE file"),
+        (lambda f: (f / "README.md").write_text(CARD.replace("apache-2.0", "cc-by-4.0")), "only the text of apache"),
         (lambda f: (f / "optimizer.bin").write_bytes(b"x"), "optimizer.bin may hold a pickle"),
         (lambda f: torch.save({}, f / "state.md"), "state.md"),
         (lambda f: (f / "notes.txt").write_text("from /home/someone/scans/x"), "path of your machine"),

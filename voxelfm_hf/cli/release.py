@@ -22,8 +22,9 @@ def push(
 ) -> None:
     """Checks a release and uploads it in one commit.
 
-    The release holds safetensors, configuration, the code that loads it, card and licence. Before anything is sent it
-    is loaded in clean processes with and without this package, and searched for pickles, local paths and patient data.
+    The release holds safetensors, configuration, the code that loads it, card and licence: where the card says
+    apache-2.0 its text is added, that of any other licence has to lie in DIR/LICENSE. Before anything is sent it is
+    loaded in clean processes with and without this package, and searched for pickles, local paths and patient data.
 
     Example: voxelfm push probe user/nodule-probe --dry-run
     """

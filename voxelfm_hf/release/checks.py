@@ -13,7 +13,7 @@ import numpy as np
 import voxelfm_hf
 from voxelfm_hf.hub import ADAPTER_CONFIG, EMBEDDED, resolve_model
 from voxelfm_hf.release import clean_load
-from voxelfm_hf.release.folder import ADAPTER, DATA, PLACEHOLDER, Kind, build_release, read_json
+from voxelfm_hf.release.folder import ADAPTER, DATA, LICENSED_HERE, PLACEHOLDER, Kind, build_release, read_json
 from voxelfm_hf.volumes.errors import ReleaseError, VoxelFMError
 from voxelfm_hf.volumes.formats import DICOM, ENDINGS, PAIRS
 
@@ -76,7 +76,10 @@ def find_pickles(source: Path) -> list[str]:
 def _file_problems(folder: Path) -> list[str]:
     problems = []
     if not (folder / "LICENSE").is_file():
-        problems.append("there is no LICENSE file: add the text of the licence that the card names")
+        problems.append(
+            f"there is no LICENSE file: only the text of {LICENSED_HERE} comes with this package, save that of the "
+            "licence that the card names as LICENSE in the folder"
+        )
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = path.relative_to(folder)
         with open(path, "rb") as file:
