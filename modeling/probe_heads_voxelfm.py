@@ -15,11 +15,13 @@ class ProbeHead(nn.Module):
 
     Attributes:
         uses_patches: It reads the patch grid rather than the CLS vector.
+        is_trained: It has weights that a loss is minimised over; one that is not keeps its training scans.
         hidden_size: Its usual hidden width, 0 without one.
         last_bias: The parameter that is added to its logits, where one is.
     """
 
     uses_patches = False
+    is_trained = True
     hidden_size = 0
     last_bias: str | None = None
 
@@ -63,6 +65,7 @@ class ProbeNeighbours(ProbeHead):
     (n + 1 / L) / (k + 1) that of one of L exclusive classes.
     """
 
+    is_trained = False
     labels: torch.Tensor
 
     def __init__(self, config):

@@ -228,7 +228,9 @@ def finetune_and_save(
     _check_head(task, head)
     settings.check_task(task)
     check_labels(task, tasks, labels, read)
-    make_trainable(load(model)[0], mode, settings)  # refuses what the backbone does not have
+    network, processor = load(model)
+    make_trainable(network, mode, settings)  # refuses what the backbone does not have
+    del network
     chosen = replace(options, patches=head in PATCH_HEADS, dtype="float32")
     inputs, failures = prepare_inputs(tasks, model, out / "work" / "inputs", chosen)
     failures = {**embed_scans(tasks, model, out / "work" / "store", chosen).failures, **failures}
@@ -242,7 +244,6 @@ def finetune_and_save(
     reports, predictions = _reports(module, tuned, test)
     if tuned.finetuned is None or not process_state().is_main_process:
         return None
-    processor = load(model)[1]
     set_up_processor(processor, data.run.get("processor"))
     backbone = save_backbone(out, tuned.finetuned, processor, base=model)
     save_probe(out / PROBE, tuned.probe, reports, tuned.data, predictions, facts=facts)

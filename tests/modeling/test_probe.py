@@ -10,10 +10,11 @@ import torch
 from lifelines import CoxPHFitter
 from safetensors.torch import load_file
 
-from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
+from voxelfm_hf.modeling.configuration_voxelfm_probe import HEADS_OF_TASK, VoxelFMProbeConfig
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
-from voxelfm_hf.modeling.probe_heads_voxelfm import patch_positions
+from voxelfm_hf.modeling.probe_heads_voxelfm import HEADS, patch_positions
 from voxelfm_hf.modeling.probe_losses_voxelfm import cox_loss
+from voxelfm_hf.training.probe.settings import DEFAULT_SETTINGS
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,11 @@ def loaded(config, published, prefix, names):
 
 
 ATTENTION = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
+
+
+def test_every_head_belongs_to_a_task_and_can_be_fitted_unless_it_keeps_its_scans():
+    assert {head for heads in HEADS_OF_TASK.values() for head in heads} == set(HEADS)
+    assert set(HEADS) - set(DEFAULT_SETTINGS) == {"knn"}
 
 
 @torch.no_grad()

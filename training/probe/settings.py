@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from voxelfm_hf.modeling.probe_heads_voxelfm import HEADS
 from voxelfm_hf.training.probe.stacks import State
 
 
@@ -43,7 +44,7 @@ class ProbeSettings:
     balance: bool = True
 
 
-DEFAULT_SETTINGS = {
+_TRIED = {
     # A tenth of the safe step: with few correlated features the first full step may be past the best stop already.
     "linear": ProbeSettings(
         epochs=400, optimizer="nesterov", learning_rate=0.1, weight_decay=0.0, evaluate_every=1, patience=30
@@ -73,6 +74,8 @@ DEFAULT_SETTINGS = {
         dice=1.0,
     ),
 }
+# Of every head that is trained; those of a head without settings of its own are the defaults above.
+DEFAULT_SETTINGS = {name: _TRIED.get(name, ProbeSettings()) for name, head in HEADS.items() if head.is_trained}
 
 
 @dataclass(frozen=True, eq=False)
