@@ -21,6 +21,7 @@ from voxelfm_hf.data.write_scan import write_nifti
 from voxelfm_hf.modeling.modeling_voxelfm import VoxelFMModel
 from voxelfm_hf.store import FeatureStore
 from voxelfm_hf.training.pretrain.recipe import PretrainRecipe
+from voxelfm_hf.training.run_folder import LOG_FILE, RunLog
 
 if not torch.cuda.is_available():
     pytest.skip("needs an NVIDIA GPU", allow_module_level=True)
@@ -112,7 +113,7 @@ def pretrain_words(folder: Path, output: str, *more: object) -> tuple[object, ..
 def test_pretraining_goes_on_where_it_was(tmp_path):
     write_shards(tmp_path / "shards", number=10, side=32)
     launch = ("accelerate.commands.launch", "-m", "voxelfm_hf.training.pretrain")
-    precision = ("--run.mixed_precision", "bf16", "--run.checkpoint_every", 2)
+    precision = ("--run.mixed_precision", "bf16", "--run.checkpoint_every", 2, "--run.log_every", 1)
     command(*launch, *pretrain_words(tmp_path, "whole", *precision, "--run.total_steps", 4))
     stop = (
         "import os, signal, sys\n"
@@ -130,14 +131,19 @@ def test_pretraining_goes_on_where_it_was(tmp_path):
     assert killed.returncode == -9, killed.stderr
     command(*launch, *words)
     whole, resumed = (load_file(tmp_path / name / "teacher" / "model.safetensors") for name in ("whole", "resumed"))
+    # The backward pass of fused attention adds in no fixed order on a GPU: two runs differ in the last bits.
     for name, weight in whole.items():
-        torch.testing.assert_close(resumed[name], weight, atol=0, rtol=0)
+        torch.testing.assert_close(resumed[name], weight, atol=1e-3, rtol=0)
+    losses = [RunLog(tmp_path / name / LOG_FILE).entries() for name in ("whole", "resumed")]
+    assert [entry["step"] for entry in losses[0]] == [entry["step"] for entry in losses[1]] == [1, 2, 3, 4]
+    for first, second in zip(*losses, strict=True):
+        assert second["total"] == pytest.approx(first["total"], rel=0.02)
 
 
 def test_sharded_training_makes_a_model(tmp_path):
     write_shards(tmp_path / "shards", number=10, side=32)
     launch = ("accelerate.commands.launch", "--config_file", FSDP2, "--num_processes", 1)
-    words = pretrain_words(tmp_path, "run", "--run.total_steps", 4, "--run.checkpoint_every", 2)
+    words = pretrain_words(tmp_path, "run", "--run.total_steps", 4, "--run.checkpoint_every", 2, "--run.log_every", 1)
     command(*launch, "-m", "voxelfm_hf.training.pretrain", *words, "--run.mixed_precision", "bf16")
     model, processor = voxelfm_hf.load(tmp_path / "run" / "teacher")
     features = model(**processor(make_phantom(0, shape=(48, 64, 64)).volume)).pooler_output

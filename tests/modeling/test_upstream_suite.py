@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import MaskedImageModelingOutput
 from transformers.processing_utils import Unpack
+from transformers.testing_utils import torch_device
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
@@ -61,7 +62,8 @@ class VoxelFMModelTester:
         )
 
     def prepare_config_and_inputs_for_common(self):
-        pixel_values = torch.randn(self.batch_size, 1, self.image_size, self.image_size, self.image_size)
+        sides = (self.image_size,) * 3
+        pixel_values = torch.randn(self.batch_size, 1, *sides, device=torch_device)
         return self.get_config(), {"pixel_values": pixel_values}
 
 
@@ -126,7 +128,7 @@ class VoxelFMWithLossTest(VoxelFMModelTest):
         inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels=return_labels)
         if return_labels:
             # Every second patch: without any mask the mask token would have no gradient.
-            masked = torch.arange(self.model_tester.mask_length) % 2 == 0
+            masked = torch.arange(self.model_tester.mask_length, device=torch_device) % 2 == 0
             inputs["bool_masked_pos"] = masked.expand(self.model_tester.batch_size, -1)
         return inputs
 
@@ -141,7 +143,7 @@ class VoxelFMForImageClassificationTest(VoxelFMModelTest):
     def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
         inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels=return_labels)
         if return_labels:
-            inputs["labels"] = torch.zeros(self.model_tester.batch_size, dtype=torch.long)
+            inputs["labels"] = torch.zeros(self.model_tester.batch_size, dtype=torch.long, device=torch_device)
         return inputs
 
 

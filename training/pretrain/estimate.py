@@ -98,11 +98,11 @@ def estimate(recipe: PretrainRecipe, *, num_processes: int) -> Estimate:
     )
 
 
-def measure_flops(device: torch.device, precision: str, *, size: int = 1024, seconds: float = 0.2) -> float:
+def measure_flops(device: torch.device, precision: str, *, seconds: float = 0.2) -> float:
     """Speed of a matrix product on this device in FLOP/s, measured for a moment."""
     dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    left = torch.ones(size, size, device=device, dtype=dtype)
-    right = torch.ones(size, size, device=device, dtype=dtype)
+    size = 8192 if device.type == "cuda" else 1024  # what fills it
+    left, right = torch.randn(2, size, size, device=device, dtype=dtype)
     (left @ right).sum().item()
     start, done = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
