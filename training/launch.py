@@ -1,6 +1,5 @@
 """How a run meets the world: its command line, processes, devices, trackers, and signals that ask it to stop."""
 
-import argparse
 import logging
 import os
 import signal
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 
+from voxelfm_hf.command import ModuleParser
 from voxelfm_hf.recipes import field_lines, flat_values
 from voxelfm_hf.training.run_settings import Recipe
 from voxelfm_hf.volumes.errors import RecipeError
@@ -19,7 +19,7 @@ from voxelfm_hf.volumes.errors import RecipeError
 logger = logging.getLogger(__name__)
 
 
-def recipe_parser(module: str, description: str, recipe_class: type, *, recipes: str) -> argparse.ArgumentParser:
+def recipe_parser(module: str, description: str, recipe_class: type, *, recipes: str) -> ModuleParser:
     """Command line of a module that runs a recipe; its fields are what `parse_known_args` leaves over.
 
     Args:
@@ -28,12 +28,7 @@ def recipe_parser(module: str, description: str, recipe_class: type, *, recipes:
         recipe_class: Dataclass of the recipe.
         recipes: Names of packaged recipes, in words.
     """
-    parser = argparse.ArgumentParser(
-        prog=module,
-        description=description,
-        epilog="fields of a recipe:\n  " + "\n  ".join(field_lines(recipe_class)),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = ModuleParser(module, description, "fields of a recipe:\n  " + "\n  ".join(field_lines(recipe_class)))
     parser.add_argument("recipe", help=f"YAML file, or {recipes}")
     return parser
 

@@ -8,7 +8,6 @@ scores of all OUT in place of those it had. With --dataset-id and --task-ids the
 --task-ids classification/malignant=nodules, where its eval.yaml says nodules.
 """
 
-import argparse
 import csv
 import json
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from voxelfm_hf.card_results import add_model_index, eval_entry, model_index, write_eval_results
-from voxelfm_hf.command import one_sentence_errors
+from voxelfm_hf.command import ModuleParser, one_sentence_errors
 from voxelfm_hf.eval.datasets import load_dataset
 from voxelfm_hf.files import written_file
 from voxelfm_hf.volumes.errors import CardError
@@ -101,7 +100,7 @@ def _heading(card: str, otherwise: str) -> str:
 
 @one_sentence_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ModuleParser("voxelfm_hf.eval.benchmark.backbone_scores", __doc__)
     parser.add_argument("outs", type=Path, nargs="+", metavar="OUT", help="folders of finished benchmarks")
     parser.add_argument("--encoder", required=True, help="whose scores, as the benchmark calls it")
     parser.add_argument("--model", type=Path, required=True, help="folder of that encoder, with its README.md")

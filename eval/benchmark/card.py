@@ -3,7 +3,6 @@
 python -m voxelfm_hf.eval.benchmark.card OUT     draws OUT again, without pictures of scans
 """
 
-import argparse
 import os
 import platform
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from voxelfm_hf.cards import benchmark_card, score_table
-from voxelfm_hf.command import one_sentence_errors
+from voxelfm_hf.command import ModuleParser, one_sentence_errors
 from voxelfm_hf.eval.benchmark.figures import draw_task
 from voxelfm_hf.eval.benchmark.finished import FinishedBenchmark
 from voxelfm_hf.eval.benchmark.pictures import draw_pictures
@@ -113,7 +112,7 @@ def _subgroups(rows: Sequence[Mapping[str, Any]]) -> str:
 
 @one_sentence_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ModuleParser("voxelfm_hf.eval.benchmark.card", __doc__)
     parser.add_argument("out", type=Path, help="folder of a finished benchmark")
     options = parser.parse_args()
     print(write_report(options.out))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from voxelfm_hf.command import one_sentence_errors
+from voxelfm_hf.command import typer_main
 from voxelfm_hf.eval.learned.comparison import CURVE_SEEDS, QUICK, Settings, compare, curve, curve_models
 from voxelfm_hf.eval.learned.results import write_curve, write_results
 from voxelfm_hf.volumes.errors import ModelError
@@ -44,4 +44,4 @@ def main(
         typer.echo(write_results(compare(models[0], ct, out, settings), out))
 
 
-sys.exit(one_sentence_errors(app)())
+sys.exit(typer_main(app, "python -m voxelfm_hf.eval.learned")())

@@ -8,7 +8,6 @@ holds what `voxelfm_hf.eval.learned` wrote for its teacher, with and without `--
 its card.json.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -24,7 +23,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from voxelfm_hf.cards import backbone_card
-from voxelfm_hf.command import one_sentence_errors
+from voxelfm_hf.command import ModuleParser, one_sentence_errors
 from voxelfm_hf.files import written_file, written_folder
 from voxelfm_hf.hub import load
 from voxelfm_hf.training.pretrain.tiny_data import SOURCES
@@ -135,7 +134,7 @@ def write_card(folder: Path) -> Path:
 
 @one_sentence_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ModuleParser("voxelfm_hf.eval.learned.tiny_release", __doc__)
     parser.add_argument("folder", type=Path, help="finished run, or a release whose card is rendered again")
     parser.add_argument("--results", type=Path, help="folder of the two evaluations of the run")
     parser.add_argument("--out", type=Path, help="folder to write, new or empty")

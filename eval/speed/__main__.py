@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from voxelfm_hf.command import one_sentence_errors
+from voxelfm_hf.command import typer_main
 from voxelfm_hf.volumes.errors import VoxelFMError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -180,4 +180,4 @@ def train(
 
 
 if __name__ == "__main__":
-    sys.exit(one_sentence_errors(app)())
+    sys.exit(typer_main(app, "python -m voxelfm_hf.eval.speed")())

@@ -97,7 +97,7 @@ def test_regression_takes_a_unit_for_each_target(folder):
         ("--task survival --head knn", "--head of survival is one of linear"),
         ("--task classification", "--task classification needs --target"),
         ("--task segmentation", "--task segmentation needs --classes"),
-        ("--task nonsense", "--task is one of classification"),
+        ("--task nonsense", "it is one of classification"),
         ("--task survival --patient-column=", "--patient-column is empty"),
         ("--task survival --time=", "--time is empty"),
         ("--task survival --unit=", "--unit is empty"),

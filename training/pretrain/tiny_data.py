@@ -6,7 +6,6 @@ added. DATA then holds four prepared data sets, lidc, openkbp, phantom_chests an
 packaged recipe `tiny` on these data.
 """
 
-import argparse
 import csv
 import sys
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 import yaml
 from tqdm import tqdm
 
-from voxelfm_hf.command import one_sentence_errors
+from voxelfm_hf.command import ModuleParser, one_sentence_errors
 from voxelfm_hf.data.phantom import make_phantom
 from voxelfm_hf.data.prepare import prepare
 from voxelfm_hf.data.write_scan import write_nifti
@@ -135,7 +134,7 @@ def write_recipe(folder: Path) -> Path:
 
 @one_sentence_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ModuleParser("voxelfm_hf.training.pretrain.tiny_data", __doc__)
     parser.add_argument("ct", type=Path, help="folder with lidc/ and openkbp/")
     parser.add_argument("--out", type=Path, required=True, help="where the scans and prepared data sets go")
     parser.add_argument("--phantoms", type=int, default=300, help="synthetic chests, and as many lesions")

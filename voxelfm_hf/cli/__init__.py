@@ -20,7 +20,7 @@ from voxelfm_hf.cli import confounds  # noqa: F401  # isort: skip
 from voxelfm_hf.cli import release  # noqa: F401  # isort: skip
 from voxelfm_hf.cli import space  # noqa: F401  # isort: skip
 from voxelfm_hf.cli.app import app, console, quiet_libraries
-from voxelfm_hf.command import one_sentence_errors
+from voxelfm_hf.command import typer_main
 
 
 @app.command()
@@ -38,4 +38,4 @@ def demo(
     run_demo(out, seed=seed, say=lambda text: console.print(text))
 
 
-main = one_sentence_errors(app)
+main = typer_main(app, "voxelfm")

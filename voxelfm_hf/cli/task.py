@@ -28,7 +28,7 @@ def task_option(*, without: Sequence[str] = ()) -> Any:
 
     def known(task: str) -> str:
         if task not in names:
-            raise typer.BadParameter(f"--task is one of {', '.join(names)}, got {task}")
+            raise typer.BadParameter(f"it is one of {', '.join(names)}, got {task}")
         return task
 
     return typer.Option(help=f"{', '.join(names)}.", callback=known)

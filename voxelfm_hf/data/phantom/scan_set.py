@@ -15,7 +15,6 @@ empty.
 Pre-training and the learned-or-not comparison use seeds below `FIRST_SEED`. Run it again to go on or to add people.
 """
 
-import argparse
 import csv
 import json
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from voxelfm_hf.command import one_sentence_errors
+from voxelfm_hf.command import ModuleParser, one_sentence_errors
 from voxelfm_hf.data.phantom.chest import draw_facts, make_phantom
 from voxelfm_hf.data.phantom.facts import CONTRAST_PHASES, LESION_TYPES, PhantomFacts
 from voxelfm_hf.data.phantom.outcome import draw_outcome
@@ -211,11 +210,7 @@ def _people_there(folder: Path, settings: dict[str, Any]) -> int:
 @one_sentence_errors
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write a phantom set as the command line says."""
-    parser = argparse.ArgumentParser(
-        prog="python -m voxelfm_hf.data.phantom",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = ModuleParser("voxelfm_hf.data.phantom", __doc__)
     parser.add_argument("out", type=Path, help="folder of the set")
     parser.add_argument("--count", type=int, default=300, help="people (300)")
     parser.add_argument("--scans-each", type=int, default=1, help="scans of each person (1)")
