@@ -1,11 +1,16 @@
 """The examples run as they are printed, on synthetic scans, and do what they say."""
 
 import json
+import os
+import subprocess
+import sys
+from pkgutil import iter_modules
 
 import nibabel
 import numpy as np
 import pytest
 
+from voxelfm_hf import examples
 from voxelfm_hf.examples import (
     benchmark_own_encoder,
     embed_and_search,
@@ -21,6 +26,16 @@ from voxelfm_hf.store import FeatureStore
 def out(tmp_path_factory):
     """A folder that the examples share, as they do when run one after another."""
     return tmp_path_factory.mktemp("example")
+
+
+@pytest.mark.parametrize("name", [module.name for module in iter_modules(examples.__path__)])
+def test_help_says_what_an_example_does_and_makes_nothing(name, tmp_path):
+    kept = {**os.environ, "PYTHONPATH": os.getcwd()}
+    command = [sys.executable, "-m", f"voxelfm_hf.examples.{name}", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=kept)
+    assert done.returncode == 0 and done.stdout.startswith("usage: "), done.stderr
+    assert f"python -m voxelfm_hf.examples.{name}" in done.stdout and "folder for all that is made" in done.stdout
+    assert not list(tmp_path.iterdir())
 
 
 def test_search_lists_every_scan_with_three_others(out, capsys):
@@ -75,7 +90,7 @@ def test_own_encoder_stands_beside_the_others(out, capsys):
 
 
 def test_adapter_is_small_and_has_its_probe(out, capsys):
-    lora_finetuning.main(str(out), "1")
+    lora_finetuning.main(str(out), epochs=1)
     assert "voxelfm predict SCAN --probe" in capsys.readouterr().out
     adapter = out / "tuned" / "adapter" / "adapter_model.safetensors"
     assert adapter.stat().st_size < 2_000_000 and (out / "tuned" / "probe" / "config.json").is_file()

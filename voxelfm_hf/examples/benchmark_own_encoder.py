@@ -4,6 +4,7 @@ All that a benchmark needs of an encoder is in the class: a scan in, a vector ou
 that has `make`. The chests are synthetic, and so is every number.
 """
 
+import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -63,4 +64,6 @@ def main(out: str = "example") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", nargs="?", default="example", help="folder for all that is made")
+    main(**vars(parser.parse_args()))

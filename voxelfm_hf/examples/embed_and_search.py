@@ -1,6 +1,6 @@
 """Embed a folder of scans and list the neighbours of each: `python -m voxelfm_hf.examples.embed_and_search [SCANS]`."""
 
-import sys
+import argparse
 from pathlib import Path
 
 from voxelfm_hf.data.phantom.scan_set import write_phantom_set
@@ -26,4 +26,7 @@ def main(scans: str | None = None, out: str = "example") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scans", nargs="?", help="folder of scans; by default synthetic chests, made in OUT")
+    parser.add_argument("out", nargs="?", default="example", help="folder for all that is made")
+    main(**vars(parser.parse_args()))

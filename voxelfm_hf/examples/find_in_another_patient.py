@@ -3,7 +3,7 @@
 Writes a picture of each scan and the map of similarity as NIfTI on the second scan's own grid: load both in 3D Slicer.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import nibabel
@@ -42,4 +42,8 @@ def main(first: str | None = None, second: str | None = None, out: str = "exampl
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("first", nargs="?", help="scan; by default a synthetic chest")
+    parser.add_argument("second", nargs="?", help="scan of somebody else; by default another synthetic chest")
+    parser.add_argument("out", nargs="?", default="example", help="folder for all that is made")
+    main(**vars(parser.parse_args()))

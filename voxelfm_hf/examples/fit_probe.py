@@ -4,7 +4,7 @@ The chests are synthetic, and so is every number. With your own scans: a folder 
 (the path below the folder), `patient_id` and one a finding.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 from voxelfm_hf.data.phantom.scan_set import write_phantom_set
@@ -38,4 +38,6 @@ def main(out: str = "example") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", nargs="?", default="example", help="folder for all that is made")
+    main(**vars(parser.parse_args()))

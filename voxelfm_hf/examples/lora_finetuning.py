@@ -4,7 +4,7 @@ The chests are synthetic, and so is every number. A handful of epochs on two cor
 gives; compare with the frozen features before you believe it (`fine_tuning:` in a benchmark recipe).
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 from voxelfm_hf.data.phantom.scan_set import write_phantom_set
@@ -15,7 +15,7 @@ from voxelfm_hf.scan_list import list_scans
 from voxelfm_hf.training.finetune.settings import FinetuneSettings
 
 
-def main(out: str = "example", epochs: str = "3") -> None:
+def main(out: str = "example", epochs: int = 3) -> None:
     folder = Path(out)
     write_phantom_set(folder / "chests", count=60, shape=(48, 64, 64))
     finished = finetune_and_save(
@@ -26,7 +26,7 @@ def main(out: str = "example", epochs: str = "3") -> None:
         task="classification",
         read={"targets": ["pleural_effusion"]},
         mode="lora",
-        settings=FinetuneSettings(epochs=int(epochs)),
+        settings=FinetuneSettings(epochs=epochs),
         options=EmbedOptions(max_patches=300),
     )
     if finished is None:  # a process that only helped
@@ -37,4 +37,7 @@ def main(out: str = "example", epochs: str = "3") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", nargs="?", default="example", help="folder for all that is made")
+    parser.add_argument("epochs", nargs="?", type=int, default=3, help="how long to train")
+    main(**vars(parser.parse_args()))
