@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from voxelfm_hf.eval.tasks import load_task
-from voxelfm_hf.eval.tasks.answer import Answer, EncodedScan, output_names
+from voxelfm_hf.eval.tasks.answer import Answer, EncodedScan
 from voxelfm_hf.features.likeness import patch_box
 from voxelfm_hf.features.tiles import encode
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMGeometry
@@ -39,11 +39,6 @@ class ProbeReader:
         settings = self.probe.config.processor or {}
         self.region_size: int | None = settings.get("region_size")
         self.tile: int | None = settings.get("tile")
-
-    @property
-    def class_names(self) -> dict[int, str]:
-        """Names of labels, targets or classes by number."""
-        return output_names(self.probe)
 
     @torch.inference_mode()
     def answer(self, volume: Volume, *, region: Region | None = None) -> Answer:

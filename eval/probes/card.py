@@ -9,6 +9,7 @@ from voxelfm_hf.card_results import model_index
 from voxelfm_hf.cards import number, probe_card, score_table
 from voxelfm_hf.eval.metrics.catalogue import metric_title
 from voxelfm_hf.eval.tasks import load_task
+from voxelfm_hf.eval.tasks.answer import output_names
 from voxelfm_hf.eval.tasks.data import TaskData
 from voxelfm_hf.hub import EMBEDDED
 from voxelfm_hf.markdown import cell, table
@@ -232,14 +233,9 @@ def _cost(fit: Mapping[str, Any]) -> str:
     )
 
 
-def _names(config: Any) -> list[str]:
-    """Names of the outputs, in their order."""
-    return [config.id2label[i] for i in range(config.num_classes)]
-
-
 def _calibration(probe: VoxelFMProbe, data: TaskData) -> str:
     config = probe.config
-    names = _names(config)
+    names = list(output_names(probe).values())
     if config.temperature and config.is_single_label:
         return f"One temperature for all classes: {number(config.temperature[0])}."
     if config.temperature:

@@ -81,6 +81,14 @@ def test_a_row_of_the_table_is_all_that_a_format_needs(known, tmp_path) -> None:
         assert format_ending(path.name) == ending
         assert list(find_scans(tmp_path)) == [tmp_path if known is DICOM else path]
         path.unlink()
+    for header in known.headers:
+        parts = [tmp_path / f"scan{ending}" for ending in (header, *known.voxels[:1])]
+        for path in parts:
+            path.write_bytes(b"x")
+        assert list(find_scans(tmp_path)) == parts[:1]
+        parts[-1].unlink()
+        assert list(find_scans(tmp_path)) == []
+        parts[0].unlink(missing_ok=True)
 
 
 def test_a_file_is_its_own_scan(tree) -> None:

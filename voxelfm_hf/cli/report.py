@@ -63,6 +63,7 @@ def report(
 
     from voxelfm_hf.eval.probes.apply import ProbeReader
     from voxelfm_hf.eval.reports.agreement import compare_with_probe, finding_of
+    from voxelfm_hf.eval.tasks.answer import output_names
     from voxelfm_hf.report_writer import ReportWriter
     from voxelfm_hf.volumes import read_volume
 
@@ -71,8 +72,9 @@ def report(
     reader = ProbeReader(probe) if probe else None
     if reader is not None and reader.probe.config.task != "classification":
         raise ModelError(f"{probe} is a {reader.probe.config.task} probe: --probe takes one of classification")
-    unknown = [name for name in reader.class_names.values() if finding_of(name) is None] if reader else []
-    if reader is not None and len(unknown) == len(reader.class_names):
+    asked = list(output_names(reader.probe).values()) if reader else []
+    unknown = [name for name in asked if finding_of(name) is None]
+    if asked and len(unknown) == len(asked):
         raise ModelError(
             f"{probe} knows {', '.join(unknown)}, none of the 18 findings that are looked for in a text: name a probe "
             "of one of them, or leave --probe out"

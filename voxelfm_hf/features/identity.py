@@ -5,9 +5,9 @@ import hashlib
 from pathlib import Path
 
 from voxelfm_hf.scan_list import Task
+from voxelfm_hf.volumes.formats import HEADERS
 
 SAMPLE_BYTES = 65536
-_HEADERS = (".mhd", ".nhdr", ".hdr", ".hdr.gz")
 
 
 def input_hashes(
@@ -50,7 +50,7 @@ def other_input(identifier: str, where: Path) -> str:
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
         return sorted(file for file in path.rglob("*") if file.is_file())
-    ending = next((ending for ending in _HEADERS if path.name.lower().endswith(ending)), None)
+    ending = next((ending for ending in HEADERS if path.name.lower().endswith(ending)), None)
     if ending is None:
         return [path]
     # The voxels lie beside it.

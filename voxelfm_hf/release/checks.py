@@ -15,11 +15,11 @@ from voxelfm_hf.hub import ADAPTER_CONFIG, EMBEDDED, resolve_model
 from voxelfm_hf.release import clean_load
 from voxelfm_hf.release.folder import ADAPTER, DATA, LICENSED_HERE, PLACEHOLDER, Kind, build_release, read_json
 from voxelfm_hf.volumes.errors import ReleaseError, VoxelFMError
-from voxelfm_hf.volumes.formats import DICOM, ENDINGS, PAIRS
+from voxelfm_hf.volumes.formats import DICOM, ENDINGS, HEADERS, VOXELS
 
 PICKLES = (".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth")
 # Scans, voxels beside a header, archives; what may hold a pickle is refused as that.
-SCANS = tuple({*ENDINGS, *DICOM.endings, *PAIRS, ".raw", ".zraw", ".gz", ".zip"}.difference(PICKLES))
+SCANS = tuple({*ENDINGS, *DICOM.endings, *HEADERS, *VOXELS, ".raw", ".zraw", ".gz", ".zip"}.difference(PICKLES))
 TEXTS = (".csv", ".jinja", ".json", ".md", ".txt", ".yaml")
 # Folders of a person's machine; web addresses and names like user/name are none.
 LOCAL_PATH = re.compile(

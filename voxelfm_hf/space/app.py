@@ -26,16 +26,17 @@ from voxelfm_hf.space.scan import PageScan
 from voxelfm_hf.space.uploads import FOLDER_PREFIX
 from voxelfm_hf.volumes.errors import VoxelFMError
 from voxelfm_hf.volumes.find import format_ending
+from voxelfm_hf.volumes.formats import SINGLE_FILES
 
 LAYERS = {"scan": "scan", "patch features (PCA)": "features", "looks like the place clicked": "likeness"}
 # What computes for long, of all users together: one at a time.
 HEAVY: dict[str, Any] = {"concurrency_id": "heavy", "concurrency_limit": 1}
 LIGHT: dict[str, Any] = {"concurrency_limit": 4, "show_progress": "hidden"}
-INTRODUCTION = """# VoxelFM: what a CT foundation model sees
+INTRODUCTION = f"""# VoxelFM: what a CT foundation model sees
 
-Drop a chest, abdomen or head-and-neck CT: NIfTI (.nii, .nii.gz), NRRD, MHA, or a zip of one DICOM series. Uploads are
-deleted as soon as they are read. A head CT can show a face: upload only what you may share. Nothing here is a medical
-device.
+Drop a chest, abdomen or head-and-neck CT: one file ({", ".join(SINGLE_FILES)}) or a zip of one DICOM series. Uploads
+are deleted as soon as they are read. A head CT can show a face: upload only what you may share. Nothing here is a
+medical device.
 """
 
 

@@ -18,6 +18,7 @@ from voxelfm_hf.space.limits import Limits
 from voxelfm_hf.volumes import Volume, read_volume
 from voxelfm_hf.volumes.errors import ScanError
 from voxelfm_hf.volumes.find import format_ending
+from voxelfm_hf.volumes.formats import SINGLE_FILES
 from voxelfm_hf.volumes.itk import voxel_file
 
 FOLDER_PREFIX = "voxelfm-upload-"
@@ -172,7 +173,9 @@ def _check_alone(path: Path, called: str) -> None:
     with open(path, "rb") as file:
         is_nrrd = file.read(7) == b"NRRD000"
     if (is_nrrd or path.suffix.lower() in (".mha", ".mhd")) and voxel_file(path) != path:
-        raise ScanError(f"{called} is a header without its voxels: save the scan as one file (.nrrd, .mha, .nii.gz)")
+        raise ScanError(
+            f"{called} is a header without its voxels: save the scan as one file ({', '.join(SINGLE_FILES)})"
+        )
 
 
 def _is_upload_folder(folder: Path) -> bool:

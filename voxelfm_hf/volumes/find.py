@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from voxelfm_hf.volumes.errors import ScanError
-from voxelfm_hf.volumes.formats import DICOM, ENDINGS
+from voxelfm_hf.volumes.formats import DICOM, ENDINGS, HEADERS, VOXELS
 
 logger = logging.getLogger(__name__)
 
-_HEADERS = (".hdr", ".hdr.gz")
 # Never scans; listed so that they need not be opened. Unknown endings (DICOM names often end in digits) are.
 _OTHER = frozenset([
     ".img", ".raw", ".zraw", ".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz", ".7z", ".rar", ".csv",
@@ -104,9 +103,10 @@ def _kind(name: str, names: set[str]) -> str:
     lower = name.lower()
     if lower.endswith(ENDINGS):
         return "scan"
-    if lower.endswith(_HEADERS):
-        stem = name[: lower.rindex(".hdr")]
-        return "scan" if any(stem + end in names for end in (".img", ".img.gz", ".IMG")) else "other"
+    header = next((ending for ending in HEADERS if lower.endswith(ending)), None)
+    if header is not None:
+        stem = name[: -len(header)]
+        return "scan" if any(stem + end in names for end in (*VOXELS, *map(str.upper, VOXELS))) else "other"
     if os.path.splitext(lower)[1] in _OTHER or lower == "dicomdir":
         return "other"
     return "maybe dicom"
