@@ -95,7 +95,8 @@ class Answer:
 
 def output_names(probe: VoxelFMProbe) -> dict[int, str]:
     """Names of the probe's labels, targets or classes by number, in order."""
-    return {int(number): str(name) for number, name in sorted((probe.config.id2label or {}).items())}
+    names: dict[Any, str] = {**(probe.config.id2label or {})}
+    return {int(number): str(name) for number, name in sorted(names.items())}
 
 
 def by_name(probe: VoxelFMProbe, values: torch.Tensor | None) -> dict[str, Any]:
