@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import yaml
 
 from voxelfm_hf.files import written_file
-from voxelfm_hf.volumes.errors import RecipeError
+from voxelfm_hf.volumes.errors import RecipeError, VoxelFMError
 
 Recipe = TypeVar("Recipe")
 
@@ -197,7 +197,7 @@ def _to_dataclass(values: Any, kind: type, *, field: str, source: str) -> Any:
             raise RecipeError(f"{source}: {field}{name} is missing; set it or pass --{field}{name} VALUE.")
     try:
         return kind(**made)
-    except ValueError as error:
+    except (ValueError, VoxelFMError) as error:
         raise RecipeError(f"{source}: {error}") from error
 
 

@@ -18,6 +18,7 @@ from voxelfm_hf.eval.benchmark.recipe import BenchmarkRecipe, EncoderRecipe, Tas
 from voxelfm_hf.eval.datasets import BenchmarkData
 from voxelfm_hf.eval.probes.finetune import Tuner
 from voxelfm_hf.eval.tasks.data import TaskData
+from voxelfm_hf.failures import FAILURES_FILE, failures_in_a_sentence
 from voxelfm_hf.features import EmbedOptions, Task
 from voxelfm_hf.hub import EMBEDDED
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
@@ -87,7 +88,8 @@ class TuningInputs:
         )
         inputs, failures = prepare_inputs(self.data.tasks, model, folder / "inputs", options, on_scan=self.on_scan)
         if failures:
-            raise VoxelFMError(f"{len(failures)} inputs cannot be prepared: {next(iter(failures.values()))}")
+            listed = failures_in_a_sentence(failures, inputs.folder / FAILURES_FILE)
+            raise VoxelFMError(f"{len(failures)} inputs cannot be prepared: {listed}")
         tuner = Tuner(model, inputs, self.recipe.tuning)
         return {f"{entry.title}+{mode}": TunedEncoder(tuner, mode, folder / mode) for mode in self.recipe.fine_tuning}
 

@@ -20,6 +20,7 @@ from voxelfm_hf.eval.probes.label_check import check_labels
 from voxelfm_hf.eval.probes.run import machine, save_probe, score_predictions
 from voxelfm_hf.eval.tasks import load_task
 from voxelfm_hf.eval.tasks.data import TaskData
+from voxelfm_hf.failures import FAILURES_FILE, failures_in_a_sentence, write_failures
 from voxelfm_hf.features import EmbedOptions, Task, embed_scans, process_state, set_up_processor
 from voxelfm_hf.hub import load
 from voxelfm_hf.memory import peak_memory_bytes, reset_peak_memory
@@ -198,8 +199,8 @@ def finetune_and_save(
     Args:
         tasks: Scans, whole or by regions.
         labels: The label table.
-        out: Gets `adapter/` or `model/`, `probe/`, and `work/` (prepared inputs, frozen features, checkpoints), which
-            may be deleted when all is done.
+        out: Gets `adapter/` or `model/`, `probe/`, and `work/` (prepared inputs, frozen features, checkpoints; what
+            failed in failures.csv), which may be deleted when all is done.
         model: Folder or Hub repository of the backbone.
         task: Name of the task.
         read: Options of its `read`, the head among them.
@@ -224,6 +225,8 @@ def finetune_and_save(
     done = [name for name in (ADAPTER, MODEL, PROBE) if (out / name).exists()]
     if done:
         raise VoxelFMError(f"{out / done[0]} exists already: name a new folder")
+    if task not in HEADS_OF_TASK:
+        raise RecipeError(f"{task} fits nothing that a backbone could be trained for: use {', '.join(HEADS_OF_TASK)}")
     head, settings = read.get("head") or HEADS_OF_TASK[task][0], settings or FinetuneSettings()
     _check_head(task, head)
     settings.check_task(task)
@@ -234,8 +237,11 @@ def finetune_and_save(
     chosen = replace(options, patches=head in PATCH_HEADS, dtype="float32")
     inputs, failures = prepare_inputs(tasks, model, out / "work" / "inputs", chosen)
     failures = {**embed_scans(tasks, model, out / "work" / "store", chosen).failures, **failures}
+    if process_state().is_main_process:
+        write_failures(out / "work", failures)
     if failures:
-        raise VoxelFMError(f"{len(failures)} scans cannot be prepared: {next(iter(failures.values()))}")
+        listed = failures_in_a_sentence(failures, out / "work" / FAILURES_FILE)
+        raise VoxelFMError(f"{len(failures)} scans cannot be prepared: {listed}")
     data = module.read(FeatureStore(out / "work" / "store"), labels, **read)
     tuner = Tuner(model, inputs, settings)
     test = data.rows("test")

@@ -117,6 +117,9 @@ def test_a_region_is_another_question_than_its_scan(made, volume):
     assert reader.answer(volume, region=first).values["sick"] != reader.answer(volume, region=second).values["sick"]
     with pytest.raises(ValueError, match="fitted on regions"):
         reader.answer(volume)
+    assert reader.answer(volume, region=first).notes == ()
+    (note,) = reader.answer(volume, region=Region("r", (0.0, 12.0, 15.0), 16.0)).notes
+    assert note == "47% of the region lies outside the scan and repeats its edge"
 
 
 def test_the_wrong_or_an_unknown_backbone_is_refused(made, tmp_path):

@@ -35,6 +35,14 @@ def test_mistakes_in_a_recipe_are_sentences(change, message):
         made_recipe(**change)
 
 
+@pytest.mark.parametrize("change", [{"fine_tuning": ["lorra"]}, {"seeds": []}, {"tasks": [{"task": "captioning"}]}])
+def test_a_mistake_is_looked_for_in_the_file_that_has_it(tmp_path, change):
+    values = {"data": "lidc", "encoders": [{"kind": "spacing"}], "tasks": [{"task": "survival"}], **change}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(RecipeError, match=r"mine\.yaml: "):
+        read_recipe(tmp_path / "mine.yaml")
+
+
 def test_unknown_fields_of_quick_are_refused(tmp_path):
     values = {**made_recipe().__dict__, "encoders": [{"kind": "spacing"}], "tasks": [{"task": "survival"}]}
     values = {"data": "lidc", "encoders": values["encoders"], "tasks": values["tasks"], "quick": {"seedz": [1]}}

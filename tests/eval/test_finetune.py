@@ -16,17 +16,18 @@ from voxelfm_hf.eval.benchmark.tables import write_benchmark
 from voxelfm_hf.eval.datasets import BenchmarkData
 from voxelfm_hf.eval.labels import LabelTable, read_labels
 from voxelfm_hf.eval.probes.apply import ProbeReader
-from voxelfm_hf.eval.probes.finetune import Tuner
+from voxelfm_hf.eval.probes.finetune import Tuner, finetune_and_save
 from voxelfm_hf.eval.probes.label_check import check_labels
 from voxelfm_hf.eval.probes.run import fit_and_evaluate
 from voxelfm_hf.eval.tasks import classification, survival
+from voxelfm_hf.failures import read_failures
 from voxelfm_hf.features import EmbedOptions, Task, embed_scans
 from voxelfm_hf.recipes import to_recipe
 from voxelfm_hf.scan_list import Scan
 from voxelfm_hf.store import FeatureStore
 from voxelfm_hf.training.finetune.settings import FinetuneSettings
 from voxelfm_hf.volumes import read_volume
-from voxelfm_hf.volumes.errors import LabelError, RecipeError
+from voxelfm_hf.volumes.errors import LabelError, RecipeError, VoxelFMError
 
 SETTINGS = FinetuneSettings(epochs=1, batch_size=10, learning_rate=5e-4)
 
@@ -111,6 +112,8 @@ def test_command_leaves_adapters_and_a_probe_that_answer_from_a_file(made, tmp_p
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     assert "stripes  auroc  frozen" in result.output and "parameters trained" in result.output
+    assert re.search(r"epoch 0: validation loss 0\.\d+\n", result.output)
+    assert re.search(r"epoch 2: training loss 0\.\d+, validation loss 0\.\d+\n", result.output)
     facts = json.loads((tmp_path / "out" / "adapter" / "finetuning.json").read_text())
     assert facts["mode"] == "lora" and facts["base"] == "small" and len(facts["history"]) == 3
     adapter = json.loads((tmp_path / "out" / "adapter" / "adapter_config.json").read_text())
@@ -160,6 +163,29 @@ def test_heads_that_cannot_be_trained_are_refused_before_any_scan_is_read(made, 
     )
     with pytest.raises(RecipeError, match="knn"):
         Tuner(small.model, small.inputs, SETTINGS).fit(data, mode="full")
+
+
+def test_every_scan_that_fails_is_named_and_listed(made, tmp_path):
+    small, tasks = made
+    odd = ["s1", "s5", "s33"]
+    for name, content in zip(odd, (b"no scan", b"no scan", b""), strict=True):
+        (tmp_path / f"{name}.nii.gz").write_bytes(content)
+    tasks = [Task(Scan(t.scan.identifier, tmp_path / f"{t.scan.identifier}.nii.gz", named=True)) for t in tasks]
+    tasks = [bad if bad.scan.identifier in odd else good for bad, good in zip(tasks, made[1], strict=True)]
+    fit = {"model": small.model, "task": "classification", "read": {"targets": ["stripes"]}, "mode": "lora"}
+    labels = read_labels(small.folder / "labels.csv")
+    with pytest.raises(
+        VoxelFMError, match=r"^3 scans cannot be prepared: s1: .*\(and 1 more\); s33: .*; all listed in"
+    ):
+        finetune_and_save(tasks, labels, tmp_path / "out", **fit)
+    assert sorted(read_failures(tmp_path / "out" / "work")) == sorted(odd)
+
+
+def test_a_task_that_fits_nothing_is_refused(made, tmp_path):
+    small, tasks = made
+    labels, fit = read_labels(small.folder / "labels.csv"), {"model": small.model, "mode": "lora"}
+    with pytest.raises(RecipeError, match="retrieval fits nothing"):
+        finetune_and_save(tasks, labels, tmp_path / "out", task="retrieval", read={"targets": ["stripes"]}, **fit)
 
 
 def test_scans_are_read_as_the_command_says(made, tmp_path, monkeypatch):

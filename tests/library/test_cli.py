@@ -53,6 +53,10 @@ def test_info_of_every_format(scan_folder):
     assert "bad.npy" in bad["error"]
     text = voxelfm("info", scan_folder / "a.nii.gz")
     assert text.returncode == 0 and "30 x 40 x 40" in text.stdout
+    centre = ", ".join(f"{v:g}" for v in nifti["centre_lps_mm"])
+    assert any(
+        line.startswith("centre lps mm") and line.endswith(centre) for line in map(str.strip, text.stdout.splitlines())
+    )
 
 
 @pytest.mark.parametrize(

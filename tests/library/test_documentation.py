@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from voxelfm_hf.cli.app import app
 
@@ -74,6 +75,13 @@ def test_examples_in_the_help_exist_and_every_command_has_one() -> None:
         assert any(example.startswith(f"voxelfm {name}") for example in examples), f"{name} has no example"
         for example in examples:
             _check(example.split())
+
+
+def test_arguments_are_named_in_capitals() -> None:
+    shown = [CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "120"}).output for name in COMMANDS]
+    usages = [next(line for line in text.splitlines() if "Usage: " in line) for text in shown]
+    named = re.findall(r"[{\[]+(\S+?)[}\]]", " ".join(usages).replace("[OPTIONS]", ""))
+    assert len(named) > 12 and all(name.replace("_", "").isalpha() and name.isupper() for name in named), named
 
 
 def test_a_wrong_command_is_found() -> None:

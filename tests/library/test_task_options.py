@@ -104,6 +104,7 @@ def test_regression_takes_a_unit_for_each_target(folder):
         ("--task survival --head=", "--head is empty"),
         ("--task regression --target age --target=", "--target is empty"),
         ("--task regression --target age --masks=", "--masks is empty"),
+        ("--task segmentation --classes a --classes b --mask-folder=", "--mask-folder is empty"),
         ("--task regression --target age --target weight --target age", "--target names age twice"),
         ("--task segmentation --classes lung --classes lung", "--classes names lung twice"),
         ("--task survival --horizon 3 --horizon 3", "--horizon names 3.0 twice"),
@@ -167,7 +168,7 @@ def test_maps_lie_beside_the_labels_where_no_folder_is_named(folder, monkeypatch
     assert probe(folder, *words).exit_code == 0
     assert probe(folder, *words, "--mask-folder", folder / "maps", "--allow-missing").exit_code == 0
     first = {"split_seed": 4, "folder": folder, "classes": ["background", "lung"]}
-    assert given == [first, first | {"folder": folder / "maps", "allow_missing": True}]
+    assert given == [first, first | {"folder": str(folder / "maps"), "allow_missing": True}]
 
 
 @pytest.mark.parametrize(

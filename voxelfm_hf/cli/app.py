@@ -1,6 +1,5 @@
 """What the subcommands of `voxelfm` share: the app, consoles, progress and the report of failures."""
 
-import re
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +8,7 @@ from rich.console import Console
 
 from voxelfm_hf import __version__
 from voxelfm_hf.command import EXIT_BAD_INPUT, EXIT_PARTLY_FAILED
-from voxelfm_hf.failures import FAILURES_FILE, FAILURES_SHOWN
+from voxelfm_hf.failures import FAILURES_FILE, FAILURES_SHOWN, alike
 
 app = typer.Typer(
     name="voxelfm",
@@ -82,14 +81,10 @@ def report_failures(failures: dict[str, str], where: Path) -> None:
     """Says failures, those of one reason once, and where all of them are listed, and ends the command with 3."""
     if not failures:
         return
-    alike: dict[str, list[str]] = {}
-    for identifier, reason in failures.items():
-        said = reason if identifier in reason else f"{identifier}: {reason}"
-        alike.setdefault(re.sub(r"[\d.]+", "", said.replace(identifier, "")), []).append(said)
-    for first, *others in list(alike.values())[:FAILURES_SHOWN]:
+    for first, more in alike(failures)[:FAILURES_SHOWN]:
         say_failed(first)
-        if others:
-            errors.print(f"        and {len(others)} more for the same reason", soft_wrap=True)
+        if more:
+            errors.print(f"        and {more} more for the same reason", soft_wrap=True)
     errors.print(f"all listed in {plain(where)}", soft_wrap=True)
     raise typer.Exit(EXIT_PARTLY_FAILED)
 

@@ -16,7 +16,7 @@ from voxelfm_hf.hub import EMBEDDED
 def prepare(
     sources: Annotated[
         list[str],
-        typer.Argument(help="Scans, folders, CSV lists (path, patient), or a Hub data set.", metavar="SOURCE…"),
+        typer.Argument(help="Scans, folders, CSV lists (path, patient), or a Hub data set.", metavar="SOURCE"),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the prepared data set.", file_okay=False)],
     name: Annotated[str | None, typer.Option(help="Name of the source, kept with every scan.")] = None,
@@ -62,7 +62,9 @@ def prepare(
 @with_options(opening=scan_options)
 def describe(
     *,
-    data: Annotated[Path, typer.Argument(help="Prepared shards, a feature store, or a folder of scans.")],
+    data: Annotated[
+        Path, typer.Argument(help="Prepared shards, a feature store, or a folder of scans.", metavar="DATA")
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Where card, numbers and pictures go.", file_okay=False)
     ] = None,
@@ -121,7 +123,7 @@ def _print_distance(distance: dict[str, Any]) -> None:
 
 @app.command()
 def label(
-    reports: Annotated[Path, typer.Argument(help="CSV, TSV or Parquet of chest CT reports.")],
+    reports: Annotated[Path, typer.Argument(help="CSV, TSV or Parquet of chest CT reports.", metavar="REPORTS")],
     out: Annotated[Path, typer.Option("--out", "-o", help="CSV to write: id and one 0/1 column a finding.")],
     column: Annotated[
         list[str] | None, typer.Option(help="Column with the text, may be repeated; usual layouts are recognised.")

@@ -64,9 +64,9 @@ def finetune(
     quiet_libraries()
 
     def show(entry: dict[str, Any]) -> None:
-        loss = "" if entry["loss"] is None else f"  loss {entry['loss']:.4f}"
-        score = "" if entry["score"] is None else f"  validation {entry['score']:.4f}"
-        errors.print(f"epoch {entry['epoch']}{loss}{score}")
+        losses = {"training": entry["loss"], "validation": entry["score"] and -entry["score"]}
+        said = ", ".join(f"{name} loss {loss:.4f}" for name, loss in losses.items() if loss is not None)
+        errors.print(f"epoch {entry['epoch']}: {said}")
 
     finished = finetune_and_save(
         tasks,

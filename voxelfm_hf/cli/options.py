@@ -62,7 +62,7 @@ def scan_tasks(
         list[Path] | None,
         typer.Argument(
             help="Scans, folders to search for scans, or CSV lists (path, id).",
-            metavar="[INPUT…]",
+            metavar="INPUT",
             callback=lambda paths: some_exist(paths or []),
         ),
     ] = None,

@@ -18,7 +18,7 @@ from voxelfm_hf.volumes.errors import ModelError, ScanError
 @with_options(opening=scan_options)
 def report(
     *,
-    scans: Annotated[list[Path], typer.Argument(help="Scan files or DICOM folders.", metavar="SCAN…")],
+    scans: Annotated[list[Path], typer.Argument(help="Scan files or DICOM folders.", metavar="SCAN")],
     model: Annotated[str, typer.Option("--model", "-m", help="Report model: a folder or Hub id.")],
     prompt: Annotated[
         str | None, typer.Option(help="What to ask, in place of the request the model was trained with.")

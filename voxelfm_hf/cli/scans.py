@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 @with_options(opening=scan_options)
 def info(
     *,
-    scans: Annotated[list[Path], typer.Argument(help="Scan files or DICOM folders.", metavar="SCAN…")],
+    scans: Annotated[list[Path], typer.Argument(help="Scan files or DICOM folders.", metavar="SCAN")],
     series: Series = None,
     opening: dict[str, Any],
     as_json: AsJson = False,
@@ -75,7 +75,8 @@ def _print_facts(path: Path, facts: dict[str, Any]) -> None:
     table = Table(title=plain(path), title_justify="left", show_header=False, box=None, padding=(0, 2))
     for name, value in facts.items():
         if isinstance(value, list):
-            lines = [" x ".join(f"{v:g}" for v in value)] if value and not isinstance(value[0], str) else value
+            between = " x " if "_zyx" in name else ", "
+            lines = [between.join(f"{v:g}" for v in value)] if value and not isinstance(value[0], str) else value
         else:
             lines = [f"{value:g}" if isinstance(value, float) else str(value)]
         for index, line in enumerate(lines or ["none"]):
@@ -154,7 +155,7 @@ def embed(
 @with_options(opening=scan_options)
 def picture(
     *,
-    scan: Annotated[Path, typer.Argument(help="Scan file or DICOM folder.")],
+    scan: Annotated[Path, typer.Argument(help="Scan file or DICOM folder.", metavar="SCAN")],
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG to write.")],
     model: ModelOption = EMBEDDED,
     features: Annotated[

@@ -49,8 +49,8 @@ def reading_options(
     head: Annotated[
         str | None,
         typer.Option(
-            help="linear, mlp, pooler (over patches), knn (classification, frozen); segmentation: subpatch, decoder; "
-            "localization: position. The first of a task is its default."
+            help="linear, mlp, pooler (over patches), knn (classification, `voxelfm probe` only); segmentation: "
+            "subpatch, decoder; localization: position. The first of a task is its default."
         ),
     ] = None,
     target: Annotated[
@@ -80,7 +80,8 @@ def reading_options(
     ] = None,
     masks: Annotated[str | None, typer.Option(help="Segmentation: column with the path of the label map.")] = None,
     mask_folder: Annotated[
-        Path | None, typer.Option(help="Segmentation: where relative paths of maps start; by default at the labels.")
+        str | None,
+        typer.Option(help="Segmentation: where relative paths of maps start; by default at the labels.", metavar="DIR"),
     ] = None,
     patient_column: Annotated[
         str | None,
