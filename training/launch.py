@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from voxelfm_hf.command import ModuleParser
 from voxelfm_hf.recipes import field_lines, flat_values
@@ -74,6 +75,9 @@ def open_accelerator(
             f"{launched} processes were launched but do not see each other; on CPUs set ACCELERATE_USE_CPU=true and "
             "use accelerate launch --multi_gpu, or torchrun."
         )
+    if plugin := getattr(accelerator.state, "fsdp_plugin", None):
+        # Autocast chooses precisions here as everywhere; accelerate's policy would round targets, losses and sums too.
+        plugin.mixed_precision_policy = MixedPrecisionPolicy()
     return accelerator
 
 

@@ -85,9 +85,9 @@ def optimiser_step(
         drawn = masks.masks(step * len(batches) + number, inner.backbone.patch_grid(global_crops))
         mask = torch.from_numpy(drawn).to(accelerator.device)
         with nullcontext() if is_last else accelerator.no_sync(student):
-            with accelerator.autocast():
+            with accelerator.autocast():  # of the student too: FSDP2 does not do it
                 output = teacher(global_crops, mask, temperature=rates.temperature)
-            losses = student(global_crops, local_crops, mask, output)
+                losses = student(global_crops, local_crops, mask, output)
             accelerator.backward(losses["total"] / len(batches))
         for name, loss in losses.items():
             share = loss.detach() / len(batches)
