@@ -18,6 +18,8 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+
 DOCS = Path(__file__).parent
 KEPT = DOCS / "results"
 RUNS_FILE = KEPT / "runs.json"
@@ -67,6 +69,17 @@ RUNS = {
             "search": "search",
         }.items()
     },
+    "gpu_model": [f"{SPEED} model --device cuda --dtype bf16 --patches 512 --patches 4096 --patches 12000 --rounds 10"],
+    "gpu_memory": [f"{SPEED} memory --device cuda --patches 25000"],
+    "gpu_train": [f"{SPEED} train --device cuda --full --batch 8 --prototypes 65536 --workers 8 --rounds 2"],
+    "gpu_pretrain": [
+        "python -m voxelfm_hf.data.phantom $OUT/set --count 64 --shape 112 128 128",
+        "voxelfm prepare $OUT/set/images --out $OUT/shards",
+        "accelerate launch -m voxelfm_hf.training.pretrain base --data $OUT/shards --output_dir $OUT/run --min_side 16 "
+        "--run.total_steps 12 --run.total_batch 64 --run.batch_size 32 --run.num_workers 14 --run.log_every 2 "
+        "--run.checkpoint_every 12 --optimizer.warmup_steps 4",
+        "tail -n 3 $OUT/run/timing.jsonl",
+    ],
 }
 
 
@@ -95,11 +108,16 @@ def measure(name: str, places: dict[str, str]) -> None:
         "commands": [command.replace("$", "") for command in RUNS[name]],
         "date": date.today().isoformat(),
         "commit": _commit(),
-        "machine": f"{os.cpu_count()} cores of {platform.machine()}, torch {version('torch')}",
+        "machine": _machine(),
         "seconds": round(seconds),
         "processor_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime),
     }
     RUNS_FILE.write_text(json.dumps(dict(sorted(runs.items())), indent=1) + "\n")
+
+
+def _machine() -> str:
+    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
+    return f"{gpu}{os.cpu_count()} cores of {platform.machine()}, torch {version('torch')}"
 
 
 def _commit() -> str:

@@ -136,7 +136,7 @@ def describe(recipe: PretrainRecipe, *, num_processes: int, device: torch.device
             f"micro-batch(es) x {run.batch_size}",
             f"memory a process about {memory / 1e9:.1f} GB: {values.state_bytes / 1e9:.1f} weights, gradients, "
             f"optimiser and teacher, {values.activation_bytes / 1e9:.1f} activations, {logits / 1e9:.1f} logits",
-            f"time about {seconds:.3g} s a step, {_duration(seconds * run.total_steps)} for {run.total_steps} steps "
-            f"(from {speed / 1e9:.0f} GFLOP/s measured here; loading not counted)",
+            f"time at least {seconds:.3g} s a step, {_duration(seconds * run.total_steps)} for {run.total_steps} steps "
+            f"(from {speed / 1e9:.0f} GFLOP/s measured here; only matrix products are counted)",
         ]
     )
