@@ -8,6 +8,7 @@ import torch
 from typer.testing import CliRunner
 
 from voxelfm_hf import memory
+from voxelfm_hf.command import typer_main
 from voxelfm_hf.eval.speed import model as speed_model
 from voxelfm_hf.eval.speed import prepare as speed_prepare
 from voxelfm_hf.eval.speed import timing
@@ -95,3 +96,13 @@ def test_search_finds_the_nearest_while_it_is_timed(rows):
     assert f"search, {rows} rows of width 144" in done.output
     share = float(done.output.split("% of the ten nearest")[0].rsplit(" ", 1)[-1])
     assert share > (99.9 if rows == 200 else 80)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("words", [["model", "--patches", "8"], ["memory", "--patches", "8"], ["train"]])
+def test_a_gpu_that_is_not_there_is_said_in_one_sentence(words, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["speed", *words, "--device", "cuda"])
+    assert typer_main(app, "speed")() == 2
+    assert capsys.readouterr().err.strip() == (
+        "voxelfm: --device cuda needs a GPU that torch can use, and there is none."
+    )
