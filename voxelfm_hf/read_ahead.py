@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 _FEWEST_FOR_PROCESSES = 8
+_READER_BYTES = 3 << 30
 
 
 class WorkerCrash(Exception):
@@ -118,6 +119,19 @@ def worker_a_core(tasks: int) -> int:
     return cores() if tasks >= _FEWEST_FOR_PROCESSES else 0
 
 
-def default_workers(tasks: int) -> int:
-    """Worker processes for a number of tasks on this machine; none where starting them costs more than they save."""
-    return 0 if tasks < 4 else max(1, min(4, cores() - 1, tasks // 2))
+def readers_that_fit() -> int:
+    """Processes that can read whole scans side by side: one a core as memory allows, about 3 GB each."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 << 30
+    return max(1, min(cores(), memory // _READER_BYTES))
+
+
+def default_readers(tasks: int, *, on_gpu: bool = False) -> int:
+    """Processes that read ahead of a model for a number of scans; none where starting them costs more than they save.
+
+    Args:
+        tasks: How many scans.
+        on_gpu: A GPU takes scans faster than all cores read them, shared with other processes that feed one. Four keep
+            a model on a CPU busy.
+    """
+    most = readers_that_fit() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if on_gpu else 4
+    return 0 if tasks < 4 else max(1, min(most, cores() - 1, tasks // 2))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from voxelfm_hf.read_ahead import WorkerCrash, cores, default_workers, read_ahead, worker_a_core
+from voxelfm_hf.read_ahead import WorkerCrash, cores, default_readers, read_ahead, readers_that_fit, worker_a_core
 
 PARENT = """
 import os, signal
@@ -45,8 +45,18 @@ def test_processes_where_the_system_does_not_tell_which_cores_are_free(monkeypat
     assert cores() == 2
     monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
-    assert (cores(), default_workers(3), default_workers(100)) == (3, 0, 2)
+    assert (cores(), default_readers(3), default_readers(100)) == (3, 0, 2)
     assert (worker_a_core(7), worker_a_core(8)) == (0, 3)
+
+
+@pytest.mark.parametrize(("gigabytes", "processes", "readers"), [(128, 1, 15), (24, 1, 8), (128, 4, 4), (2, 8, 1)])
+def test_a_gpu_is_fed_by_all_cores_as_memory_allows(monkeypatch, gigabytes, processes, readers):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(16)), raising=False)
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": gigabytes << 18}.__getitem__)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert default_readers(100, on_gpu=True) == readers
+    assert default_readers(100) == 4
+    assert readers_that_fit() == max(1, min(16, gigabytes // 3))
 
 
 def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path):

@@ -107,7 +107,7 @@ def embed(
         str, typer.Option(help="auto (bfloat16 where the hardware computes in it), float32, bfloat16, float16.")
     ] = "auto",
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that read ahead; by default by the cores.")
+        int | None, typer.Option(min=0, help="Processes that read ahead; by default up to four, with a GPU one a core.")
     ] = None,
     opening: dict[str, Any],
 ) -> None:
@@ -122,8 +122,10 @@ def embed(
 
     Example: accelerate launch -m voxelfm_hf.cli embed scans/ --out features --model user/voxelfm
     """
+    import torch
+
     from voxelfm_hf.features import EmbedOptions, embed_scans
-    from voxelfm_hf.read_ahead import default_workers
+    from voxelfm_hf.read_ahead import default_readers
 
     quiet_libraries()
     options = EmbedOptions(
@@ -131,7 +133,7 @@ def embed(
         voxel_mm=voxel_mm,
         tile=tile,
         dtype=dtype,
-        workers=default_workers(len(tasks)) if workers is None else workers,
+        workers=default_readers(len(tasks), on_gpu=torch.cuda.is_available()) if workers is None else workers,
         **sizes,
         **opening,
     )

@@ -37,7 +37,7 @@ from voxelfm_hf.data.stream.sources import OpenSource, StreamSource
 from voxelfm_hf.failures import write_failures
 from voxelfm_hf.files import only_writer
 from voxelfm_hf.modeling.resampling_voxelfm import HU_RANGE, MIN_SPACING_MM
-from voxelfm_hf.read_ahead import cores
+from voxelfm_hf.read_ahead import readers_that_fit
 from voxelfm_hf.volumes import StoreError, find_scans
 
 _UNKNOWN_BYTES = 50_000_000
@@ -246,7 +246,4 @@ def _bytes_of(path: str | None) -> int:
 
 
 def _worker_count(workers: int | None, jobs: list[Job]) -> int:
-    if workers is None:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 << 30
-        workers = max(1, min(cores(), memory // (3 << 30)))
-    return max(1, min(int(workers), len(jobs)))
+    return max(1, min(readers_that_fit() if workers is None else workers, len(jobs)))
