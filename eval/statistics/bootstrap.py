@@ -40,7 +40,8 @@ def bootstrap(
 
     Returns:
         Estimate: NaN with a sentence when the metric is undefined on the data; an interval of NaN with a sentence when
-        it is undefined in half of the replicates or more, or there are fewer than two patients.
+        it is undefined in half of the replicates or more, there are fewer than two patients, or BCa gives an interval
+        beside the value.
     """
     if method not in ("bca", "percentile"):
         raise ValueError(f"method must be 'bca' or 'percentile', got {method!r}")
@@ -161,6 +162,10 @@ def _interval(
     if jackknife is not None:
         tails = _bca_tails(finite, value, tails, jackknife())
     low, high = np.quantile(finite, tails)
+    rounding = 1e-9 * max(1.0, abs(value))
+    if jackknife is not None and not low - rounding <= value <= high + rounding:
+        # Resampling moves it by more than its spread, as it does with a mean of absolute gaps (ECE) near zero.
+        return float("nan"), float("nan"), "no interval: it is so biased in resamples that BCa does not hold"
     return float(low), float(high), note
 
 

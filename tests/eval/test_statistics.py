@@ -225,3 +225,21 @@ def test_two_patients_give_an_interval_and_one_none():
     assert one.value == 1.5 and np.isnan(one.low) and one.note
     none = bootstrap(mean, values[:0], patients=weights[:0])
     assert np.isnan(none.value) and none.n == 0
+
+
+def test_an_interval_beside_its_own_value_is_none():
+    """The expected calibration error of calibrated probabilities is larger in nearly all resamples."""
+    kinds = set()
+    for seed in range(40):
+        draws = np.random.default_rng(seed)
+        probabilities = draws.uniform(size=104)
+        labels = (draws.uniform(size=104) < probabilities).astype(float)
+        found = bootstrap(binary.expected_calibration_error, labels, probabilities, replicates=200)
+        assert np.isfinite(found.value)
+        if np.isfinite(found.low):
+            assert found.low <= found.value <= found.high and not found.note
+        else:
+            assert np.isnan(found.high) and "no interval" in found.note
+        kinds.add(bool(np.isfinite(found.low)))
+    assert kinds == {True, False}
+    assert bootstrap(mean, np.full(20, 0.1), replicates=200).low == pytest.approx(0.1)
