@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 EXIT_BAD_INPUT = 2
 EXIT_PARTLY_FAILED = 3
+EXIT_STOPPED = 130  # by Ctrl-C, as shells have it
 
 _Arguments = ParamSpec("_Arguments")
 
@@ -23,7 +24,7 @@ def one_sentence_errors(main: Callable[_Arguments, int | None]) -> Callable[_Arg
         main: Returns an exit code, or nothing when all went well.
 
     Returns:
-        The same function; errors that a user can fix are said and become the exit code 2.
+        The same function; errors that a user can fix are said and become the exit code 2, Ctrl-C becomes 130.
     """
 
     @functools.wraps(main)
@@ -33,6 +34,9 @@ def one_sentence_errors(main: Callable[_Arguments, int | None]) -> Callable[_Arg
         except VoxelFMError as error:
             say_error(error)
             return EXIT_BAD_INPUT
+        except KeyboardInterrupt:
+            say_error(VoxelFMError("stopped; run the command again to finish it"))
+            return EXIT_STOPPED
 
     return run
 
@@ -45,6 +49,8 @@ def typer_main(app: "Typer", name: str) -> Callable[[], int]:
     def main() -> int | None:
         try:
             code: int | None = app(prog_name=name, standalone_mode=False)
+            if code == EXIT_STOPPED:
+                raise KeyboardInterrupt
             return code
         except typer.TyperException as error:
             if isinstance(error, typer.BadParameter) and error.param is None:  # a sentence of our own

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -81,7 +82,7 @@ def read_ahead(
             else:
                 return
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
 
 
 def _pool(
@@ -96,6 +97,9 @@ def _pool(
 
 def _start(setup: Callable[..., None] | None, setup_args: tuple) -> None:
     """What a new process does first."""
+    # Ctrl-C goes to all processes of a terminal. A worker that it cut off while it hands over a result would leave the
+    # others and the consumer waiting for ever; the consumer ends the pool.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A worker waits for its next task for ever, also when nobody is left to give it one.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if setup is not None:
