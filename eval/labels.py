@@ -1,5 +1,6 @@
 """Label tables: reading, matching to a feature store, and targets of every kind, each bad input with its sentence."""
 
+import codecs
 import io
 import re
 from collections import Counter
@@ -19,6 +20,7 @@ from voxelfm_hf.volumes.errors import LabelError
 
 ID_COLUMNS = ("id", "file", "path", "scan", "source", "image")
 STUDY_COLUMNS = ("study_id", "study", "study_uid", "study_instance_uid", "accession", "accession_number")
+_NOT_UTF8 = "{} is not UTF-8 text: save the table as UTF-8"
 YES, NO = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no"}
 
 
@@ -283,6 +285,8 @@ def _arrow_table(source: str | Path | Any, id_column: str | None, patient_column
             return pa.parquet.read_table(path), path.name
         with pa.input_stream(str(path)) as stream:
             content = stream.read()
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise LabelError(_NOT_UTF8.format(path.name))
         header_line = io.BytesIO(content).readline().decode(errors="replace")
         parsing = pa.csv.ParseOptions(delimiter=delimiter_of(path, header_line), newlines_in_values=True)
         with pa.csv.open_csv(pa.BufferReader(content), parse_options=parsing) as reader:
@@ -298,7 +302,7 @@ def _arrow_table(source: str | Path | Any, id_column: str | None, patient_column
         if "Empty CSV" in str(error):
             raise LabelError(f"{path} is empty: fill in one row a scan") from None
         if "invalid UTF8" in str(error):
-            raise LabelError(f"{path.name} is not UTF-8 text: save the table as UTF-8") from None
+            raise LabelError(_NOT_UTF8.format(path.name)) from None
         if cells := re.search(r"Expected (\d+) columns, got (\d+)", str(error)):
             raise LabelError(
                 f"{path}: a row has {cells[2]} cells, the header {cells[1]}: put texts with commas or line breaks in "

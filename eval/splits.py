@@ -76,20 +76,27 @@ def split_rows(
         seed: Of the draw.
 
     Returns:
-        (n,) "train", "val" or "test"; "" for rows whose split is empty.
+        (n,) "train", "val" or "test".
 
     Raises:
-        LabelError: a group in two splits, an unknown split name, no training or test rows, too few groups to draw.
+        LabelError: rows without a split, a group in two splits, an unknown split name, no training or test rows, too
+            few groups to draw.
     """
     if split_column in labels.columns:
         named = ["" if value is None else str(value).strip().lower() for value in labels.columns[split_column]]
         splits = np.array([ALIASES.get(name, name) for name in named], dtype=object)
-        unknown = sorted(set(splits) - {*SPLITS, ""})
+        empty = [identifier for identifier, name in zip(labels.ids, named, strict=True) if not name]
+        if empty:
+            raise LabelError(
+                f"{labels.source}: {len(empty)} rows have no {split_column} ({', '.join(empty[:3])}), and would be "
+                "neither learned from nor scored: fill in train, val or test, or remove the rows"
+            )
+        unknown = sorted(set(splits) - set(SPLITS))
         if unknown:
             raise LabelError(
                 f"{labels.source}: column {split_column} holds {', '.join(unknown[:3])}: use train, val and test"
             )
-        shared = [g for g in np.unique(groups) if len(set(splits[(groups == g) & (splits != "")])) > 1]
+        shared = [g for g in np.unique(groups) if len(set(splits[groups == g])) > 1]
         if shared:
             rows = np.flatnonzero(groups == shared[0])[:2]
             examples = ", ".join(labels.ids[row] for row in rows)

@@ -35,7 +35,7 @@ class TaskData:
         features: Features of the rows.
         targets: (n, k) as the probe losses take them, NaN where missing; empty for label maps.
         names: Names of labels, targets or classes.
-        splits: (n,) train, val, test or "".
+        splits: (n,) train, val or test.
         groups: (n,) patient numbers.
         subgroups: Column -> n levels.
         run: The store's run.json: model, weight hash, processor.

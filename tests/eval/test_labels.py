@@ -114,6 +114,14 @@ def test_unreadable_files(tmp_path):
             read_labels(tmp_path / "latin.csv")
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_is_not_utf_8(tmp_path, encoding):
+    text = "\ufeffid,patient_id,age\na,7,61\nb,8,52\n"
+    (tmp_path / "wide.csv").write_bytes(text.encode(encoding))
+    with pytest.raises(LabelError, match="wide.csv is not UTF-8 text: save the table as UTF-8"):
+        read_labels(tmp_path / "wide.csv")
+
+
 def test_matching_by_id_or_by_the_end_of_a_path(table):
     labels = table("file,x\nimages/a.nii.gz,1\nb.nii.gz,0\nc,1\n")
     store = ["b.nii.gz", "c", "a.nii.gz", "other/x.nii.gz"]
@@ -217,6 +225,9 @@ def test_own_splits_are_checked(table):
         labels = table(text.format(split))
         with pytest.raises(LabelError, match=sentence):
             split_rows(labels, patient_groups(labels))
+    labels = table('id,split\na,train\nb,\nc," "\nd,test\n')
+    with pytest.raises(LabelError, match=r"labels.csv: 2 rows have no split \(b, c\).*fill in train, val or test, or"):
+        split_rows(labels, patient_groups(labels))
     labels = table("id,split\na,train\nb,val\n")
     with pytest.raises(LabelError, match="no row is in the test split"):
         split_rows(labels, patient_groups(labels))
