@@ -83,9 +83,7 @@ def probe_card(
         **_index(values.get("name"), eval_results),
     )
     sections = ("calibration", "pictures", "subgroups", "undefined", "data_citation", "notes")
-    return render_card(
-        "probe", header, {"license": license or "", **values}, optional=("license", "model_option", *sections)
-    )
+    return render_card("probe", header, {"license": license or "", **values}, optional=("license", *sections))
 
 
 def tuned_backbone_card(

@@ -1,8 +1,10 @@
 """The card of a fitted probe: what it is, what it was fitted on, how well it does and on whom, how to load it."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 from voxelfm_hf.card_results import model_index
@@ -13,7 +15,9 @@ from voxelfm_hf.eval.tasks.answer import output_names
 from voxelfm_hf.eval.tasks.data import TaskData
 from voxelfm_hf.hub import EMBEDDED
 from voxelfm_hf.markdown import cell, table
+from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
+from voxelfm_hf.release.folder import PLACEHOLDER
 from voxelfm_hf.training.probe.settings import DEFAULT_SETTINGS
 
 # What a setting of no value stands for.
@@ -79,8 +83,7 @@ def write_probe_card(
         eval_results=model_index(headlines, dataset_name=facts.dataset or "unnamed data", dataset_id=facts.dataset_id),
         name=facts.name or f"VoxelFM probe: {data.task} of {targets}",
         summary=f"{_what(config, tuning, base)} for {data.task}: {cell(targets)}.",
-        model_option=("" if on_hub or base == EMBEDDED else " --model FOLDER_OF_THE_BACKBONE")
-        + (" --regions CSV" if (config.processor or {}).get("region_size") else ""),
+        predict_command=predict_command(config, PLACEHOLDER),
         features=_features(config),
         answer=module.ANSWER,
         base=base,
@@ -109,6 +112,23 @@ def write_probe_card(
         subgroups=_subgroups(reports, module.HEADLINES),
         data_citation=facts.citation,
     )
+
+
+def predict_command(config: VoxelFMProbeConfig, probe: str | Path, *, model: str | Path | None = None) -> str:
+    """What to type to ask a probe about a scan.
+
+    Args:
+        config: Of the probe.
+        probe: Its folder or repository.
+        model: Folder of its backbone; by default a word that stands for it, where `config` names no model of the Hub.
+    """
+    base = str(config.base_model_name_or_path or "")
+    if model is None and "/" not in base and base != EMBEDDED:
+        model = "FOLDER_OF_THE_BACKBONE"
+    words = ["voxelfm", "predict", "SCAN", "--probe", str(probe)]
+    words += [] if model is None else ["--model", str(model)]
+    words += ["--regions", "CSV"] if (config.processor or {}).get("region_size") else []
+    return shlex.join(words)
 
 
 def score_rows(reports: Mapping[str, Mapping[str, Any]], *, task: str) -> list[dict[str, Any]]:

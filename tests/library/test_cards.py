@@ -44,7 +44,7 @@ PROBE = {
     "counts": {"train": [10, 5, "4 of 10"]}, "split_rule": "By patient.", "fit": "A linear head.",
     "settings": {"epochs": "4"}, "cost": "2 s.", "evaluation": "Scored once by `voxelfm probe`.", "scores": TABLE,
     "pictures": {"roc.png": "ROC."}, "calibration": "| a |", "subgroups": "| b |", "undefined": ["F1: no positive row"],
-    "data_citation": "A et al.", "notes": ["one scan was left out"], "model_option": "",
+    "data_citation": "A et al.", "notes": ["one scan was left out"], "predict_command": "voxelfm predict SCAN",
 }  # fmt: skip
 REPORT = {
     "name": "Writer", "summary": "Writes findings.", "command_use": "voxelfm report SCAN", "code": "load(...)",

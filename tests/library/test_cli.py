@@ -148,6 +148,10 @@ def test_label(tmp_path):
     header, first, second = (tmp_path / "labels.csv").read_text().splitlines()
     positive = [name for name, value in zip(header.split(","), first.split(","), strict=True) if value == "1"]
     assert positive == ["Emphysema"] and "1" not in second.split(",")
+    assert "row numbers" not in done.stderr
+    reports.write_text("site,text\nx,Emphysema.\ny,Normal chest.\n")
+    done = voxelfm("label", reports, "--out", tmp_path / "numbered.csv")
+    assert done.returncode == 0 and "note: ids are row numbers" in done.stderr and "--id-column" in done.stderr
     assert voxelfm("label", reports, "--column", "nowhere", "--out", tmp_path / "x.csv").returncode == 2
 
 
@@ -183,6 +187,9 @@ def test_probe_fits_and_answers_from_a_file(small_model, tmp_path):
     fitted = voxelfm(*arguments, "--out", probe)
     assert fitted.returncode == 0, fitted.stderr
     assert "auroc" in fitted.stdout and (probe / "model.safetensors").is_file()
+    # The backbone is a local folder, whose place the probe does not record.
+    assert f"voxelfm predict SCAN --probe {probe} --model FOLDER_OF_THE_BACKBONE\n" in fitted.stdout
+    assert "--probe THIS_FOLDER_OR_REPOSITORY --model FOLDER_OF_THE_BACKBONE\n" in (probe / "README.md").read_text()
 
     scan = tmp_path / "scans" / "0.nii.gz"
     unnamed = voxelfm("predict", scan, "--probe", probe)

@@ -92,4 +92,6 @@ def finetune(
     console.print(
         f"{cost.trainable_parameters:,} parameters trained, {cost.seconds:.0f} s, {cost.peak_memory_mb:.0f} MB at most"
     )
-    console.print(f"voxelfm predict SCAN --probe {plain(finished.probe)} --model {plain(finished.backbone)}")
+    console.print(
+        f"voxelfm predict SCAN --probe {plain(finished.probe)} --model {plain(finished.backbone)}", soft_wrap=True
+    )

@@ -55,6 +55,7 @@ def probe(
     Example: voxelfm probe features labels.csv --task classification --target malignant --out probe
     """
     from voxelfm_hf.eval.labels import read_labels
+    from voxelfm_hf.eval.probes.card import predict_command
     from voxelfm_hf.eval.probes.run import fit_and_evaluate, save_probe
     from voxelfm_hf.store import FeatureStore
 
@@ -77,8 +78,7 @@ def probe(
         console.print("retrieval has nothing to fit: no probe was written")
         return
     save_probe(out, fitted, reports, data, predictions, facts=facts)
-    where = " --regions CSV" if (fitted.config.processor or {}).get("region_size") else ""
-    console.print(f"{plain(out)}: voxelfm predict SCAN --probe {plain(out)}{where}")
+    console.print(f"{plain(out)}: {plain(predict_command(fitted.config, out))}", soft_wrap=True)
 
 
 @app.command()
