@@ -20,11 +20,13 @@ class LabelSummary:
         reports: Rows read.
         empty: Rows without a report; their labels are left blank, which is not the same as no finding.
         positives: For each finding the number of reports that state it.
+        numbered: Rows without a name in the table, whose id is the number of the row.
     """
 
     reports: int
     empty: int
     positives: dict[str, int]
+    numbered: int
 
 
 def label_csv(
@@ -39,7 +41,7 @@ def label_csv(
         id_column: Column that names the scan; by default a usual name, else the row number, from 1.
 
     Returns:
-        How many reports, empty reports and findings there were.
+        How many reports, empty reports, findings and ids that are row numbers there were.
 
     Raises:
         LabelError: The table is missing, unreadable or empty, lacks a column, or would be overwritten by `out`.
@@ -48,12 +50,13 @@ def label_csv(
     if out.exists() and path.exists() and out.samefile(path):
         raise LabelError(f"{out.name} holds the reports themselves: write the labels to another file")
     reports = read_reports(path, columns=columns, id_column=id_column)
-    total, empty, positives = 0, 0, dict.fromkeys(FINDINGS, 0)
+    total, empty, numbered, positives = 0, 0, 0, dict.fromkeys(FINDINGS, 0)
     with written_file(out) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["id", *FINDINGS])
         for report in reports:
             total += 1
+            numbered += report.numbered
             if report.is_empty:
                 empty += 1
                 writer.writerow([report.id, *[""] * len(FINDINGS)])
@@ -62,7 +65,7 @@ def label_csv(
             for finding, label in labels.items():
                 positives[finding] += label
             writer.writerow([report.id, *labels.values()])
-    return LabelSummary(reports=total, empty=empty, positives=positives)
+    return LabelSummary(reports=total, empty=empty, positives=positives, numbered=numbered)
 
 
 @dataclass(frozen=True)

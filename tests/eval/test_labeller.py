@@ -261,9 +261,18 @@ def test_a_table_of_reports_becomes_a_table_of_labels(tmp_path):
 
 def test_rows_are_numbered_where_no_column_names_them(tmp_path):
     reports = write(tmp_path / "r.csv", "report;site\nEmphysema.;x\nNormal.;x\n")
-    label_csv(reports, tmp_path / "out.csv")
+    assert label_csv(reports, tmp_path / "out.csv").numbered == 2
     rows = list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines()))
     assert [(row["id"], row[EMPHYSEMA]) for row in rows] == [("1", "1"), ("2", "0")]
+
+
+@pytest.mark.parametrize("column", ["AccessionNo", "Accession Number", "VolumeName", "StudyID", "report_id", "ID"])
+@pytest.mark.parametrize(("text", "columns"), [("report_text", "report_text"), ("Findings", None)])
+def test_usual_id_columns_are_recognised_before_a_name(tmp_path, column, text, columns):
+    reports = write(tmp_path / "r.csv", f"Name,{column},{text}\nSmith,007,Emphysema.\nRoe,,Normal.\n")
+    assert label_csv(reports, tmp_path / "out.csv", columns=columns).numbered == 1
+    rows = list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines()))
+    assert [row["id"] for row in rows] == ["007", "2"]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from voxelfm_hf.cli.app import advance, app, console, plain, progress_bar, quiet_libraries, report_failures
+from voxelfm_hf.cli.app import advance, app, console, errors, plain, progress_bar, quiet_libraries, report_failures
 from voxelfm_hf.cli.options import AssumeHU, ModelOption, new_folder, scan_options
 from voxelfm_hf.cli.shared_options import with_options
 from voxelfm_hf.failures import FAILURES_FILE
@@ -128,7 +128,9 @@ def label(
     column: Annotated[
         list[str] | None, typer.Option(help="Column with the text, may be repeated; usual layouts are recognised.")
     ] = None,
-    id_column: Annotated[str | None, typer.Option(help="Column that names the scan.")] = None,
+    id_column: Annotated[
+        str | None, typer.Option(help="Column that names the scan; usual names are recognised, else rows are numbered.")
+    ] = None,
 ) -> None:
     """The 18 findings of chest CT from report text, by rules that know negation.
 
@@ -138,6 +140,10 @@ def label(
 
     summary = label_csv(reports, out, columns=column, id_column=id_column)
     console.print(f"{summary.reports} reports ({summary.empty} empty): {plain(out)}")
+    if summary.numbered:
+        which = "ids" if summary.numbered == summary.reports else f"{summary.numbered} of {summary.reports} ids"
+        why = f"no value in {plain(id_column)}" if id_column else "no value in a column known to name scans"
+        errors.print(f"note: {which} are row numbers, for {why}; name the column with --id-column", soft_wrap=True)
     for finding, count in summary.positives.items():
         console.print(f"  {count:6d}  {finding}")
 

@@ -1,9 +1,10 @@
 """Radiology reports from the tables that hold them: CT-RATE's, Merlin's, or any CSV, TSV or Parquet with texts."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from voxelfm_hf.column_names import usual_column
 from voxelfm_hf.csv_rows import csv_rows
 from voxelfm_hf.data.reports.text import split_sections
 from voxelfm_hf.volumes.errors import LabelError
@@ -17,14 +18,16 @@ class Report:
     """One radiology report.
 
     Attributes:
-        id: Name of the scan or study, or the number of the row, from 1, in a table without an id column.
+        id: Name of the scan or study, or the number of the row, from 1, where the table has none.
         findings: What was seen; the whole text of a report without headings.
         impression: The conclusion, empty if the report has none.
+        numbered: Whether the id is the number of the row.
     """
 
     id: str
     findings: str
     impression: str
+    numbered: bool = field(default=False, compare=False)
 
     @property
     def text(self) -> str:
@@ -60,6 +63,8 @@ def parse_report(text: str, *, id: str = "") -> Report:
 class Layout:
     """Names of the columns of a table of reports, lower case; the first that exists is taken.
 
+    Ids are found however they are written (see `usual_column`).
+
     Attributes:
         findings: Columns with the findings section, or with the whole report.
         impression: Columns with the impression section.
@@ -71,11 +76,24 @@ class Layout:
     id: tuple[str, ...]
 
 
-CT_RATE = Layout(("findings_en",), ("impressions_en", "impression_en"), ("volumename",))
-MERLIN = Layout(("findings",), ("impression", "impressions"), ("study id", "study_id", "volumename", "id", "scan_id"))
-PLAIN = Layout(
-    ("report_text", "report", "text"), (), ("id", "scan_id", "study_id", "study id", "volumename", "name", "path")
+_IDS = (
+    "id",
+    "scan_id",
+    "study_id",
+    "volume_name",
+    "accession_number",
+    "accession_no",
+    "accession",
+    "report_id",
+    "exam_id",
+    "series_instance_uid",
+    "series_uid",
+    "study_instance_uid",
+    "study_uid",
 )
+CT_RATE = Layout(("findings_en",), ("impressions_en", "impression_en"), ("volume_name", *_IDS))
+MERLIN = Layout(("findings",), ("impression", "impressions"), ("study_id", "volume_name", *_IDS))
+PLAIN = Layout(("report_text", "report", "text"), (), (*_IDS, "name", "path"))
 LAYOUTS = (CT_RATE, MERLIN, PLAIN)
 
 
@@ -125,13 +143,12 @@ def _choose_columns(
             raise LabelError(f"{path.name} has no column {name!r}: it has {_listed(header)}; name one of these")
     if columns:
         findings: tuple[str, ...] = (columns,) if isinstance(columns, str) else tuple(columns)
-        ids = PLAIN.id + CT_RATE.id
-        return _Chosen(findings, None, id_column or _first_of(ids, by_name))
+        return _Chosen(findings, None, id_column or _id_of(PLAIN, header))
     for layout in LAYOUTS:
         text = _first_of(layout.findings, by_name)
         if text is not None:
             impression = _first_of(layout.impression, by_name)
-            return _Chosen((text,), impression, id_column or _first_of(layout.id, by_name))
+            return _Chosen((text,), impression, id_column or _id_of(layout, header))
     raise LabelError(
         f"{path.name} has no column known to hold reports (Findings_EN, Findings, report_text, report, text): "
         f"it has {_listed(header)}; name the column with the text"
@@ -142,6 +159,11 @@ def _first_of(names: Sequence[str], by_name: dict[str, str]) -> str | None:
     return next((by_name[name] for name in names if name in by_name), None)
 
 
+def _id_of(layout: Layout, header: list[str]) -> str | None:
+    """The column of ids: the likeliest that is there, in whatever spelling."""
+    return next((found for name in layout.id if (found := usual_column(header, (name,))) is not None), None)
+
+
 def _listed(header: list[str]) -> str:
     shown = ", ".join(repr(name) for name in header[:12])
     return shown if len(header) <= 12 else f"{shown} and {len(header) - 12} more"
@@ -150,12 +172,12 @@ def _listed(header: list[str]) -> str:
 def _report_of(row: dict[str, str], chosen: _Chosen, number: int) -> Report:
     name = row[chosen.id].strip() if chosen.id else ""
     text = "\n".join(part for part in (_cell(row, column) for column in chosen.findings) if part)
-    parsed = parse_report(text, id=name or str(number))
+    parsed = replace(parse_report(text, id=name or str(number)), numbered=not name)
     impression = _cell(row, chosen.impression) if chosen.impression else ""
     if not impression:
         return parsed
     impression = parse_report(impression).text or impression
-    return Report(id=parsed.id, findings=parsed.findings or text, impression=impression)
+    return replace(parsed, findings=parsed.findings or text, impression=impression)
 
 
 def _cell(row: dict[str, str], column: str) -> str:
