@@ -135,7 +135,9 @@ def _stored(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
 
 
 def _write_answer(folder: Path, volume: Volume, answer: Answer, made_of: str | None) -> None:
-    layers: dict[str, Any] = {"title": answer.text(), "region": answer.region}
+    # A picture is passed on without its table: what limits the answer stands in its heading.
+    title = "; ".join(part for part in (answer.text(), *answer.notes) if part)
+    layers: dict[str, Any] = {"title": title, "region": answer.region}
     if answer.label_map is not None:
         layers.update(labels=answer.label_map, label_names={k: name for k, name in answer.label_names.items() if k})
         with written_file(folder / "labels.nii.gz") as part:

@@ -131,6 +131,18 @@ def test_a_probe_of_regions_answers_each_region_and_asks_for_one(made, tmp_path)
     assert "fitted on whole scans" in predict_scans(tasks, of_scans).failures["first"]
 
 
+def test_a_picture_says_what_limits_its_answer(made, tmp_path):
+    reader = make_reader(made, tmp_path / "probe", fit={"field_of_view_mm": [[200.0] * 3, [300.0] * 3]})
+    predict_scans(tasks_of(made / "scans" / "a.nii.gz"), reader, tmp_path / "out")
+    volume = read_volume(made / "scans" / "a.nii.gz")
+    answer = reader.answer(volume)
+    note = answer.notes[-1]
+    assert "fitted on 200 x 200 x 200 to 300 x 300 x 300 mm" in note
+    title = "; ".join((answer.text(), *answer.notes))
+    expected = save_picture(volume, tmp_path / "expected.png", title=title)
+    assert (tmp_path / "out" / "a.nii.gz" / "picture.png").read_bytes() == expected.read_bytes()
+
+
 def test_a_label_map_lies_over_its_own_file(made, tmp_path):
     names = {0: "background", 1: "front", 2: "back"}
     config = {"task": "segmentation", "head": "subpatch", "head_hidden_size": 8, "voxels_per_patch": 2}

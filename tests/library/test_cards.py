@@ -284,6 +284,19 @@ def test_a_saved_probe_says_what_it_is(tmp_path, task, read, pictures, words):
     assert ModelCard(quiet).data.license == "unknown" and "Nobody has chosen a licence" in quiet
 
 
+def test_the_card_of_a_probe_of_regions_says_how_large_they_were_and_how_to_name_them(tmp_path):
+    store, labels = vectors(tmp_path / "store")
+    known = fit_and_evaluate(store, labels, task="regression", read={"targets": ["size"]}, evaluate={"replicates": 20})
+    assert "cubes" not in write_probe_card(known[0], *known[1:3])
+    known[0].config.processor = {"region_size": 8}
+    known[0].config.fit["field_of_view_mm"] = [[24.0] * 3, [24.0] * 3]
+    card = write_probe_card(known[0], *known[1:3])
+    assert "| cubes of the training rows | 24 x 24 x 24 mm (z, y, x) |" in card
+    assert "--probe THIS_FOLDER_OR_REPOSITORY --regions CSV\n" in card
+    known[0].config.fit["field_of_view_mm"][1] = [40.5] * 3
+    assert "| 24 x 24 x 24 to 40.5 x 40.5 x 40.5 mm (z, y, x) |" in write_probe_card(known[0], *known[1:3])
+
+
 def test_a_card_does_not_speak_of_patients_that_nobody_told_apart(tmp_path):
     store, labels = vectors(tmp_path / "store")
     known = fit_and_evaluate(store, labels, task="regression", read={"targets": ["size"]}, evaluate={"replicates": 20})
