@@ -2,8 +2,8 @@
 
 import csv
 import json
+import re
 
-import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from voxelfm_hf.cli import app
 from voxelfm_hf.data.describe import describe
+from voxelfm_hf.data.describe.card import write_card
 from voxelfm_hf.data.describe.set_distance import compare_features, frechet_distance
 from voxelfm_hf.data.fingerprint import content_hash, fingerprint, fingerprint_distances, near_duplicates
 from voxelfm_hf.data.measure import (
@@ -226,7 +227,10 @@ def test_card_says_what_the_numbers_say_and_loads(prepared):
             with Image.open(prepared / line[4:-1]) as picture:
                 assert min(picture.size) > 300 and np.asarray(picture.convert("L")).std() > 10
     assert card.text.count("![](pictures/") == 2
-    assert next(iter(datasets.load_dataset(str(prepared), split="train", streaming=True)))["shape"]
+    (code,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+    names: dict = {}
+    exec(code.replace("THIS_FOLDER_OR_REPOSITORY", str(prepared)), names)
+    assert names["hu"].shape == tuple(names["scan"]["shape"])
     # Again, without a license and after the owner wrote something: both stay.
     text = (prepared / "README.md").read_text()
     mark = "is kept -->"
@@ -235,6 +239,12 @@ def test_card_says_what_the_numbers_say_and_loads(prepared):
         describe(prepared)
         card = DatasetCard.load(prepared / "README.md")
         assert card.data.license == "cc-by-4.0" and card.text.count("From hospital {{ X }}, cite Y.\n") == 1
+
+
+def test_card_counts_one_pair_as_one(prepared, tmp_path):
+    facts = json.loads((prepared / "description.json").read_text())
+    card = write_card(tmp_path, {**facts, "near_duplicates_count": 1}, []).read_text()
+    assert "1 pair of scans looks alike" in card
 
 
 def test_description_of_scans_that_were_not_prepared(scans, tmp_path):

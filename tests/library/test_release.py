@@ -234,7 +234,7 @@ def adapters(tmp_path) -> Path:
 
 
 def test_adapters_go_once_somebody_has_chosen_a_licence(adapters):
-    with pytest.raises(ReleaseError, match="names no license"):
+    with pytest.raises(ReleaseError, match="says license: unknown in its header, which is no license"):
         push(adapters, "user/adapters", dry_run=True)
     card = adapters / "README.md"
     assert "one scan was left out" in card.read_text() and empty_sections(card.read_text()) == []
@@ -353,7 +353,7 @@ def test_prepared_data_go_as_a_data_set_and_stream_back(prepared, tmp_path):
 
     assert kind_of(prepared) is DATA
     description = json.loads((prepared / "description.json").read_text())
-    with pytest.raises(ReleaseError, match="names no license"):
+    with pytest.raises(ReleaseError, match="says license: unknown in its header, which is no license"):
         push(prepared, "user/scans", dry_run=True)
     write_card(prepared, description, [], license="apache-2.0")
     with loopback_hub() as hub:

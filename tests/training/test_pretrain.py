@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -156,6 +157,9 @@ def test_a_run_leaves_a_teacher_that_loads_and_everything_to_judge_it(whole_run:
     assert facts["sources"][0]["scans"] == 10 and len(facts["fingerprint"]) == 16
     card = (whole_run / "README.md").read_text()
     assert "Steps: 5 of 5, 4 volumes each (20 in total)" in card and facts["fingerprint"] in card
+    assert "0 volumes skipped)" in card and not (whole_run / "skipped.jsonl").exists()
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    subprocess.run([sys.executable, "-c", code], cwd=whole_run, check=True)
     assert (whole_run / "losses.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in (whole_run / "checkpoints").iterdir()) == ["step-00000004", "step-00000005"]
 

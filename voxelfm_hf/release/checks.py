@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import voxelfm_hf
+from voxelfm_hf.cards import NO_LICENSE
 from voxelfm_hf.hub import ADAPTER_CONFIG, EMBEDDED, resolve_model
 from voxelfm_hf.release import clean_load
 from voxelfm_hf.release.folder import ADAPTER, DATA, LICENSED_HERE, PLACEHOLDER, Kind, build_release, read_json
@@ -36,6 +37,7 @@ SECTIONS = {
     "licence": ("licen",),
 }
 TEXT_COLUMNS = ("id", "source", "notes")
+_NAME_ONE = "write one there, or make it again with --license"
 
 
 def find_problems(folder: Path, kind: Kind, *, allow_head: bool = False, load: bool = True) -> list[str]:
@@ -115,8 +117,10 @@ def _card_problems(folder: Path) -> list[str]:
     except Exception as error:  # YAML errors and the card's own checks have no common class
         return [f"README.md has a header that cannot be read ({str(error).splitlines()[0]})"]
     problems = []
-    if not card.data.license or card.data.license == "unknown":
-        problems.append("README.md names no license in its header: write one there, or make it again with --license")
+    if not card.data.license:
+        problems.append(f"README.md names no license in its header: {_NAME_ONE}")
+    elif card.data.license == NO_LICENSE:
+        problems.append(f"README.md says license: {NO_LICENSE} in its header, which is no license: {_NAME_ONE}")
     if PLACEHOLDER in card.text:
         problems.append(f"README.md still says {PLACEHOLDER}")
     unfinished = re.search(r"\b(?:TODO|TBD|FIXME|More Information Needed)\b", card.text)
