@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from multiprocessing import forkserver
 from typing import Any
 
 _FEWEST_FOR_PROCESSES = 8
@@ -92,7 +93,19 @@ def _pool(
     # imported the work cannot, and they start at once.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([getattr(work, "func", work).__module__])
+    _start_server()
     return ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(setup, setup_args))
+
+
+def _start_server() -> None:
+    """The server that workers are forked from; Ctrl-C while it imports is left to the process that started it."""
+    if threading.current_thread() is not threading.main_thread():  # only there a signal can be ignored
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _start(setup: Callable[..., None] | None, setup_args: tuple) -> None:

@@ -27,7 +27,7 @@ from tests.library.test_read_ahead import double
 from voxelfm_hf.command import one_sentence_errors
 from voxelfm_hf.read_ahead import read_ahead
 if __name__ == "__main__":
-    sys.exit(one_sentence_errors(lambda: list(read_ahead(double, [*"abcd", "ctrl-c", *"efgh" * 50], workers=3)))())
+    sys.exit(one_sentence_errors(lambda: list(read_ahead(double, [*range(5000), "ctrl-c", *range(500)], workers=3)))())
 """
 
 
