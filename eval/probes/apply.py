@@ -8,6 +8,7 @@ import torch
 
 from voxelfm_hf.eval.tasks import load_task
 from voxelfm_hf.eval.tasks.answer import Answer, EncodedScan
+from voxelfm_hf.eval.tasks.fitting import said_extents
 from voxelfm_hf.features.likeness import patch_box
 from voxelfm_hf.features.tiles import encode
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMGeometry
@@ -77,5 +78,4 @@ class ProbeReader:
         low, high = np.array(known)
         if (extent >= low / UNLIKE_TIMES).all() and (extent <= high * UNLIKE_TIMES).all():
             return []
-        texts = (" x ".join(f"{mm:.0f}" for mm in edges) for edges in (extent, low, high))
-        return ["it covers {} mm (z, y, x), the scans that the probe was fitted on {} to {} mm".format(*texts)]
+        return [f"it covers {said_extents(extent)}, the scans that the probe was fitted on {said_extents(low, high)}"]

@@ -13,6 +13,7 @@ from voxelfm_hf.eval.metrics.catalogue import metric_title
 from voxelfm_hf.eval.tasks import load_task
 from voxelfm_hf.eval.tasks.answer import output_names
 from voxelfm_hf.eval.tasks.data import TaskData
+from voxelfm_hf.eval.tasks.fitting import said_extents
 from voxelfm_hf.hub import EMBEDDED
 from voxelfm_hf.markdown import cell, table
 from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
@@ -213,7 +214,7 @@ def _settings(config: Any, fit: Mapping[str, Any]) -> dict[str, str]:
     found = {"head": config.head, "hidden_width": config.head_hidden_size or "none", "seed": fit.get("seed"), **named}
     found["best_epoch"] = best
     if (config.processor or {}).get("region_size") and fit.get("field_of_view_mm"):
-        found["cubes of the training rows"] = _cubes(*fit["field_of_view_mm"])
+        found["cubes of the training rows"] = said_extents(*fit["field_of_view_mm"])
     idle = set() if config.family.is_map else {"window", "dice"}
     if not (config.family.is_map or config.family.balanced):
         idle.add("balance")
@@ -222,12 +223,6 @@ def _settings(config: Any, fit: Mapping[str, Any]) -> dict[str, str]:
         for name, value in found.items()
         if value != "" and name not in idle
     }
-
-
-def _cubes(low: Sequence[float], high: Sequence[float]) -> str:
-    """What regions measure, from the smallest to the largest edges in mm (z, y, x)."""
-    smallest, largest = (" x ".join(f"{mm:g}" for mm in edges) for edges in (low, high))
-    return f"{smallest} mm (z, y, x)" if smallest == largest else f"{smallest} to {largest} mm (z, y, x)"
 
 
 def _tuning_settings(config: Any, tuning: Mapping[str, Any]) -> dict[str, Any]:

@@ -128,6 +128,12 @@ def fit_facts(data: TaskData, train: np.ndarray, seed: int) -> dict[str, Any]:
     }
 
 
+def said_extents(*extents: Sequence[float]) -> str:
+    """An extent (z, y, x) in mm in words, or the smallest and the largest of several."""
+    texts = dict.fromkeys(" x ".join(f"{mm:.0f}" for mm in extent) for extent in extents)
+    return f"{' to '.join(texts)} mm (z, y, x)"
+
+
 def training_rows(data: TaskData, train: np.ndarray | None) -> np.ndarray:
     """The rows to fit on: those named, or the whole training split."""
     return data.rows("train") if train is None else np.asarray(train)
