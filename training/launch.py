@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch.distributed.fsdp import MixedPrecisionPolicy
+from transformers.utils import logging as transformers_logging
 
 from voxelfm_hf.command import ModuleParser
 from voxelfm_hf.recipes import field_lines, flat_values
@@ -35,7 +37,8 @@ def recipe_parser(module: str, description: str, recipe_class: type, *, recipes:
 
 
 def start_logging() -> None:
-    """Messages of the main process on stderr, of the others only their warnings."""
+    """Messages of the main process on stderr, of the others only their warnings; no loading bars of transformers."""
+    transformers_logging.disable_progress_bar()
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     for name in ("accelerate", "httpx", "transformers"):
@@ -61,12 +64,14 @@ def open_accelerator(
         RecipeError: processes were launched that do not see each other, or a tracker that does not exist.
     """
     try:
-        accelerator = Accelerator(
-            mixed_precision=mixed_precision,
-            log_with=trackers or None,
-            project_dir=folder,
-            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`log_with=.* no supported trackers")  # `start_run` says which
+            accelerator = Accelerator(
+                mixed_precision=mixed_precision,
+                log_with=trackers or None,
+                project_dir=folder,
+                kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+            )
     except ValueError as error:
         raise RecipeError(f"The run cannot start: {str(error).splitlines()[0]}") from error
     launched = launched_processes()
