@@ -55,14 +55,14 @@ def test_a_probe_says_how_it_is_asked_and_what_it_does_not_know(folder):
     """Of regions it has to be told where to look; without a column of patients rows are taken for them."""
     words = ["--task", "regression", "--target", "age"]
     told = "note: the label table has no column of patients"
+    backbone = "--model FOLDER_OF_THE_BACKBONE"  # the store does not say where its model is
     whole = probe(folder, *words, "--patient-column", "who", out="whole")
-    assert whole.output.rstrip().endswith(f"--probe {folder / 'whole'}") and told not in whole.output
+    assert whole.output.rstrip().endswith(f"--probe {folder / 'whole'} {backbone}") and told not in whole.output
     regions = probe(folder, *words, out="of-regions", store="regions")
-    assert regions.output.rstrip().endswith(f"--probe {folder / 'of-regions'} --regions CSV") and told in regions.output
-    assert (
-        "--probe THIS_FOLDER_OR_REPOSITORY --model FOLDER_OF_THE_BACKBONE --regions CSV"
-        in (folder / "of-regions" / "README.md").read_text()
-    )
+    asked = f"--probe {folder / 'of-regions'} {backbone} --regions CSV"
+    assert regions.output.rstrip().endswith(asked) and told in regions.output
+    card = (folder / "of-regions" / "README.md").read_text()
+    assert f"--probe THIS_FOLDER_OR_REPOSITORY {backbone} --regions CSV" in card
 
 
 def test_survival_takes_unit_horizons_and_the_column_of_patients(folder):

@@ -13,6 +13,7 @@ from voxelfm_hf.modeling.configuration_voxelfm_report import VoxelFMReportConfig
 from voxelfm_hf.modeling.modeling_voxelfm import VoxelFMModel
 from voxelfm_hf.modeling.modeling_voxelfm_report import VoxelFMForReportGeneration
 from voxelfm_hf.modeling.resampler_voxelfm_report import VoxelFMReportResampler, pad_tokens, scan_tokens
+from voxelfm_hf.training.network_options import recompute_activations
 
 IMAGE, QUERIES, WIDTH = 300, 3, 24
 VISION = {"hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 1, "patch_size": 4}
@@ -267,7 +268,7 @@ def test_gradients_reach_the_projector_through_a_frozen_checkpointed_language_mo
     gradients = []
     for checkpointed in (False, True):
         if checkpointed:
-            model.language_model.gradient_checkpointing_enable()
+            recompute_activations(model.language_model)
             model.language_model.train()
         model.zero_grad()
         model(input_ids=ids, pixel_values=volumes[:1], labels=labels, use_cache=False).loss.backward()
