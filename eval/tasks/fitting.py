@@ -130,7 +130,7 @@ def fit_facts(data: TaskData, train: np.ndarray, seed: int) -> dict[str, Any]:
 
 def said_extents(*extents: Sequence[float]) -> str:
     """An extent (z, y, x) in mm in words, or the smallest and the largest of several."""
-    texts = dict.fromkeys(" x ".join(f"{mm:.0f}" for mm in extent) for extent in extents)
+    texts = dict.fromkeys(" x ".join(f"{round(float(mm), 1):g}" for mm in extent) for extent in extents)
     return f"{' to '.join(texts)} mm (z, y, x)"
 
 
