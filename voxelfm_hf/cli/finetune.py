@@ -57,8 +57,10 @@ def finetune(
     Example: accelerate launch -m voxelfm_hf.cli finetune scans/ --labels labels.csv --task survival --out tuned
     """
     from voxelfm_hf.eval.labels import read_labels
+    from voxelfm_hf.eval.probes.card import predict_command
     from voxelfm_hf.eval.probes.finetune import finetune_and_save
     from voxelfm_hf.features import EmbedOptions
+    from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
     from voxelfm_hf.training.finetune.settings import change_settings
 
     quiet_libraries()
@@ -92,6 +94,5 @@ def finetune(
     console.print(
         f"{cost.trainable_parameters:,} parameters trained, {cost.seconds:.0f} s, {cost.peak_memory_mb:.0f} MB at most"
     )
-    console.print(
-        f"voxelfm predict SCAN --probe {plain(finished.probe)} --model {plain(finished.backbone)}", soft_wrap=True
-    )
+    config = VoxelFMProbeConfig.from_pretrained(finished.probe)
+    console.print(plain(predict_command(config, finished.probe, model=finished.backbone)), soft_wrap=True)
