@@ -84,9 +84,8 @@ def describe(
     out = folder if out is None else Path(out)
     if against is not None:
         check_comparable(folder, Path(against), model, max_scans)
-    if is_prepared or is_feature_store(folder):
-        facts = _known_facts(folder)
-    else:
+    facts = _known_facts(folder)
+    if facts is None:
         facts, failures = _scan_facts(data, progress, assume_hu=assume_hu, spacing=spacing)
         write_failures(out, failures)
         for identifier, reason in failures.items():
@@ -109,9 +108,8 @@ def describe(
         against = Path(against)
         distance = distance_between(folder, against, model, max_scans, assume_hu=assume_hu, spacing=spacing)
         description["distance"] = distance
-        if is_prepared_data(against) or is_feature_store(against):
-            others = _known_facts(against)
-        else:
+        others = _known_facts(against)
+        if others is None:
             others, _ = _scan_facts(against, None, assume_hu=assume_hu, spacing=spacing, most=max_scans)
         reference = (distance["against"], others)
     out.mkdir(parents=True, exist_ok=True)
@@ -125,9 +123,11 @@ def describe(
     return description
 
 
-def _known_facts(folder: Path) -> dict[str, list]:
-    """What prepared data or a feature store tell without reading scans."""
-    return _prepared_facts(folder) if is_prepared_data(folder) else _store_facts(folder)
+def _known_facts(folder: Path) -> dict[str, list] | None:
+    """What prepared data or a feature store tell without reading scans; None of a source that is neither."""
+    if is_prepared_data(folder):
+        return _prepared_facts(folder)
+    return _store_facts(folder) if is_feature_store(folder) else None
 
 
 def _store_facts(folder: Path) -> dict[str, list]:
