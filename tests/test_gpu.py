@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 import voxelfm_hf
+from tests.modeling.published_tokens import VARIANTS, published_tokens
+from tests.training.killed_run import KILLED_RUN
 from tests.training.small_shards import write_shards
 from voxelfm_hf.convert import convert_checkpoint
 from voxelfm_hf.data.phantom import make_phantom
@@ -26,7 +28,6 @@ from voxelfm_hf.training.run_folder import LOG_FILE, RunLog
 if not torch.cuda.is_available():
     pytest.skip("needs an NVIDIA GPU", allow_module_level=True)
 
-VARIANTS = ("mlp_p14", "swiglu_p7", "rope_p8")
 FSDP2 = Path(sys.modules[PretrainRecipe.__module__].__file__).parents[1] / "launchers" / "fsdp2.yaml"
 
 
@@ -46,9 +47,8 @@ def published(request, parity, tmp_path_factory) -> tuple[Path, torch.Tensor, to
     folder = tmp_path_factory.mktemp("converted") / request.param
     convert_checkpoint(source / "checkpoint.pth", source / "config.yaml", folder)
     tensors = load_file(source / "case.safetensors")
-    registers = tensors.get("case0.output.registers")
-    parts = [tensors["case0.output.cls"][:, None], registers, tensors["case0.output.patches"]]
-    return folder, tensors["case0.input.volume"].float(), torch.cat([part for part in parts if part is not None], dim=1)
+    case = {name.removeprefix("case0."): tensor for name, tensor in tensors.items() if name.startswith("case0.")}
+    return folder, case["input.volume"].float(), published_tokens(case, "output")
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
@@ -115,19 +115,8 @@ def test_pretraining_goes_on_where_it_was(tmp_path):
     launch = ("accelerate.commands.launch", "-m", "voxelfm_hf.training.pretrain")
     precision = ("--run.mixed_precision", "bf16", "--run.checkpoint_every", 2, "--run.log_every", 1)
     command(*launch, *pretrain_words(tmp_path, "whole", *precision, "--run.total_steps", 4))
-    stop = (
-        "import os, signal, sys\n"
-        "from voxelfm_hf.training.pretrain import loop\n"
-        "step = loop.optimiser_step\n"
-        "def stopped(*words, **named):\n"
-        "    if named['step'] == 3:\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return step(*words, **named)\n"
-        "loop.optimiser_step = stopped\n"
-        "loop.main(sys.argv[1:])\n"
-    )
     words = [*map(str, pretrain_words(tmp_path, "resumed", *precision, "--run.total_steps", 4))]
-    killed = subprocess.run([sys.executable, "-c", stop, *words], capture_output=True, text=True)
+    killed = subprocess.run([sys.executable, "-c", KILLED_RUN, *words], capture_output=True, text=True)
     assert killed.returncode == -9, killed.stderr
     command(*launch, *words)
     whole, resumed = (load_file(tmp_path / name / "teacher" / "model.safetensors") for name in ("whole", "resumed"))

@@ -4,12 +4,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.modeling.published_tokens import VARIANTS, published_tokens
 from voxelfm_hf.convert import convert_checkpoint
 from voxelfm_hf.modeling.modeling_voxelfm import VoxelFMModel
 
 TOLERANCE = 1e-5
 TABLE_TOLERANCE = 5e-6
-VARIANTS = ("mlp_p14", "swiglu_p7", "rope_p8")
 CASES = ("case0", "case1", "case2")
 
 
@@ -27,12 +27,6 @@ def variant(request, parity, tmp_path_factory):
 
 def load(folder, implementation="sdpa", **kwargs) -> VoxelFMModel:
     return VoxelFMModel.from_pretrained(folder, attn_implementation=implementation, **kwargs)
-
-
-def published_tokens(tensors: dict[str, torch.Tensor], group: str) -> torch.Tensor:
-    """CLS, registers and patches as one sequence."""
-    parts = [tensors[f"{group}.cls"][:, None], tensors.get(f"{group}.registers"), tensors[f"{group}.patches"]]
-    return torch.cat([part for part in parts if part is not None], dim=1)
 
 
 def worst(ours: torch.Tensor, published: torch.Tensor) -> float:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 
 import voxelfm_hf  # noqa: F401  registers the model with the Auto classes
+from tests.training.killed_run import KILLED_RUN
 from tests.training.small_shards import write_shards
 from voxelfm_hf.recipes import to_recipe
 from voxelfm_hf.training.checkpoints import Checkpoints
@@ -22,18 +23,6 @@ from voxelfm_hf.training.pretrain import loop as pretrain
 from voxelfm_hf.training.pretrain import run_parts
 from voxelfm_hf.training.pretrain.recipe import PretrainRecipe
 from voxelfm_hf.volumes.errors import RecipeError, VoxelFMError
-
-KILLED_RUN = """
-import os, signal, sys
-from voxelfm_hf.training.pretrain import loop as pretrain
-step = pretrain.optimiser_step
-def killed(*words, **named):
-    if named["step"] == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return step(*words, **named)
-pretrain.optimiser_step = killed
-sys.exit(pretrain.main(sys.argv[1:]))
-"""
 
 
 @pytest.fixture(autouse=True)
