@@ -2,8 +2,10 @@
 
 import multiprocessing
 import os
+import random
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing import forkserver
 
 import torch
@@ -37,10 +39,12 @@ def in_two_processes(work: Callable[..., None], *arguments: object, **options: o
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+    """A port nobody uses, below those the system gives to connections: one of these may be taken before it is used."""
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_000)
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
 
 
 def _run_rank(rank: int, port: int, work: Callable[..., None], arguments: tuple, options: dict) -> None:

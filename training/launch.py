@@ -103,6 +103,16 @@ def start_run(recipe: Recipe, folder: Path) -> Accelerator:
     return accelerator
 
 
+def end_run(accelerator: Accelerator) -> None:
+    """End trackers and process group of a run; nothing but the accelerator may still hold its model.
+
+    A model freed after the group holds the last reference to it, and closing a gloo group from there can wait for ever
+    for a thread that waits for Python's lock.
+    """
+    accelerator.free_memory()
+    accelerator.end_training()
+
+
 def any_rank(accelerator: Accelerator, flag: bool) -> bool:
     """Whether the flag is set on any rank; a collective call, which also makes all ranks wait for each other."""
     total = torch.tensor([float(flag)], device=accelerator.device)

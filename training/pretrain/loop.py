@@ -16,7 +16,14 @@ from tqdm import tqdm
 
 from voxelfm_hf.command import one_sentence_errors
 from voxelfm_hf.recipes import load_recipe
-from voxelfm_hf.training.launch import launched_processes, recipe_parser, start_logging, start_run, stop_signals
+from voxelfm_hf.training.launch import (
+    end_run,
+    launched_processes,
+    recipe_parser,
+    start_logging,
+    start_run,
+    stop_signals,
+)
 from voxelfm_hf.training.pretrain.collapse import collapse_metrics
 from voxelfm_hf.training.pretrain.data_facts import data_facts
 from voxelfm_hf.training.pretrain.estimate import describe
@@ -51,6 +58,13 @@ def pretrain(recipe: PretrainRecipe, *, command: str = "") -> Path:
     check(recipe)
     folder = Path(recipe.output_dir)
     accelerator = start_run(recipe, folder)
+    _run(recipe, accelerator, command=command)  # model and optimizer end with it
+    end_run(accelerator)
+    return folder
+
+
+def _run(recipe: PretrainRecipe, accelerator: Accelerator, *, command: str) -> None:
+    folder = Path(recipe.output_dir)
     recipe.accumulation_steps(accelerator.num_processes)
     with accelerator.main_process_first():
         settle_recipe(recipe, folder, free=FREE_FIELDS)
@@ -60,8 +74,6 @@ def pretrain(recipe: PretrainRecipe, *, command: str = "") -> Path:
     step = _train(recipe, accelerator, parts)
     if accelerator.is_main_process:
         _finish(recipe, parts, step, command=command)
-    accelerator.end_training()
-    return folder
 
 
 def _train(recipe: PretrainRecipe, accelerator: Accelerator, parts: RunParts) -> int:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from voxelfm_hf.command import one_sentence_errors
 from voxelfm_hf.recipes import load_recipe, to_values
-from voxelfm_hf.training.launch import any_rank, recipe_parser, start_logging, start_run, stop_signals
+from voxelfm_hf.training.launch import any_rank, end_run, recipe_parser, start_logging, start_run, stop_signals
 from voxelfm_hf.training.progress import Clock
 from voxelfm_hf.training.report.network import stage_folder
 from voxelfm_hf.training.report.parts import ReportParts, build_parts
@@ -48,15 +48,19 @@ def train_reports(recipe: ReportRecipe, *, stage: int, command: str = "") -> Pat
     check(recipe)
     folder = stage_folder(recipe, stage)
     accelerator = start_run(recipe, folder)
+    _run(recipe, stage, accelerator, command)  # model and optimizer end with it
+    end_run(accelerator)
+    return folder / "model"
+
+
+def _run(recipe: ReportRecipe, stage: int, accelerator: Accelerator, command: str) -> None:
     with accelerator.main_process_first():
-        settle_recipe(recipe, folder)
+        settle_recipe(recipe, stage_folder(recipe, stage))
     parts = build_parts(recipe, stage, accelerator)
     step = _train(recipe, stage, accelerator, parts)
     if accelerator.is_main_process and step == parts.steps:
         _finish(recipe, stage, accelerator, parts, command)
     accelerator.wait_for_everyone()
-    accelerator.end_training()
-    return folder / "model"
 
 
 def _train(recipe: ReportRecipe, number: int, accelerator: Accelerator, parts: ReportParts) -> int:
