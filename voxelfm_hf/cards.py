@@ -86,6 +86,33 @@ def probe_card(
     return render_card("probe", header, {"license": license or "", **values}, optional=("license", *sections))
 
 
+def retrieval_card(
+    *,
+    license: str | None = None,
+    base_model: str | None = None,
+    dataset_id: str | None = None,
+    eval_results: Sequence["EvalResult"] = (),
+    **values: Any,
+) -> str:
+    """The card of the scores of a retrieval, which holds no weights.
+
+    Args:
+        license, base_model, dataset_id, eval_results: As in `probe_card`.
+        **values: What model_cards/retrieval.md asks for.
+    """
+    from huggingface_hub import ModelCardData
+
+    header = ModelCardData(
+        license=license or NO_LICENSE,
+        tags=[*TAGS, "voxelfm", "retrieval"],
+        base_model=base_model,
+        datasets=[dataset_id] if dataset_id else None,
+        **_index(values.get("name"), eval_results),
+    )
+    sections = ("license", "alike", "subgroups", "undefined", "data_citation", "notes")
+    return render_card("retrieval", header, {"license": license or "", **values}, optional=sections)
+
+
 def tuned_backbone_card(
     *, mode: str, license: str | None = None, base_model: str | None = None, task: str, **values: Any
 ) -> str:

@@ -165,9 +165,8 @@ def _task_rows(
             staged = replace(data, features=_centred(features, data.rows("train")))
             report = retrieval.evaluate(retrieval.predict(None, staged, test), staged, test, k=RECALLS_AT, **settings)
             for k in RECALLS_AT:
-                found = report[target]
-                row = _row("retrieval", target, stage, f"recall_at_{k}", found[f"chance_at_{k}"])
-                rows.append(row | _numbers(found["estimates"][f"recall_at_{k}"]))
+                found = report[target]["estimates"][f"recall_at_{k}"]
+                rows.append(_row("retrieval", target, stage, f"recall_at_{k}", found["chance"]) | _numbers(found))
     return rows
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from voxelfm_hf.card_results import model_index
-from voxelfm_hf.cards import number, probe_card, score_table
+from voxelfm_hf.cards import number, probe_card, retrieval_card, score_table
 from voxelfm_hf.eval.metrics.catalogue import metric_title
 from voxelfm_hf.eval.tasks import load_task
 from voxelfm_hf.eval.tasks.answer import output_names
@@ -21,6 +21,12 @@ from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.release.folder import PLACEHOLDER
 from voxelfm_hf.training.probe.settings import DEFAULT_SETTINGS
 
+# What scores without a command were made by, here.
+FIT = "run.fit_and_evaluate"
+SCORES_HOLD = (
+    "hold for scans, labels and a mix of findings like those of the test rows, and may be lower at other hospitals and "
+    "scanners."
+)
 # What a setting of no value stands for.
 UNSET = {"batch_size": "all rows at once", "window": "whole scans"}
 
@@ -68,50 +74,50 @@ def write_probe_card(
     config, facts = probe.config, facts or ProbeFacts()
     fit = config.fit or {}
     tuning = fit.get("fine_tuning") or {}
-    rows = score_rows(reports, task=data.task)
-    module = load_task(data.task)
-    headlines = [row for row in rows if row["metric"] in module.HEADLINES]
-    base = str(config.base_model_name_or_path or "an unnamed backbone")
-    on_hub = "/" in base
+    base = _base(config.base_model_name_or_path)
     targets = ", ".join(data.names)
-    counts = {split: module.counts(data, data.rows(split)) for split in ("train", "val", "test")}
-    patients = {split: data.patients(split) for split in counts}
     return probe_card(
+        **_data_and_scores(reports, data, facts),
         task=data.task,
-        license=facts.license,
-        base_model=base if on_hub else None,
-        dataset_id=facts.dataset_id,
-        eval_results=model_index(headlines, dataset_name=facts.dataset or "unnamed data", dataset_id=facts.dataset_id),
+        base_model=base if "/" in base else None,
         name=facts.name or f"VoxelFM probe: {data.task} of {targets}",
         summary=f"{_what(config, tuning, base)} for {data.task}: {cell(targets)}.",
         predict_command=predict_command(config, PLACEHOLDER),
         features=_features(config),
-        answer=module.ANSWER,
+        answer=load_task(data.task).ANSWER,
         base=base,
         base_hash=config.base_model_hash or "not recorded",
         limits=_limits(data),
         notes=[cell(note) for note in (*(fit.get("notes") or ()), *(tuning.get("notes") or ()))],
-        data=facts.about or "The author has not said what the scans and labels are and where they come from.",
-        count_names=[cell(name) for name in counts["train"]],
-        counts={
-            split: [len(data.rows(split)), "unknown" if patients[split] is None else patients[split], *found.values()]
-            for split, found in counts.items()
-        },
-        split_rule=_split_rule(data),
         fit=_fit(config, tuning),
         settings=_settings(config, fit),
         cost=_cost(fit),
-        evaluation=_evaluation(facts, tuning, data),
-        scores=_scores(rows),
-        undefined=[
-            f"{row['metric']} of {cell(row['target'])}: {cell(row['note'] or 'no value')} (n {row['n']})"
-            for row in rows
-            if row["value"] is None
-        ],
+        evaluation=_evaluation(facts, data, made_by="finetune.finetune_and_save" if tuning else FIT),
         pictures=dict(pictures or {}),
         calibration=_calibration(probe, data),
-        subgroups=_subgroups(reports, module.HEADLINES),
-        data_citation=facts.citation,
+    )
+
+
+def write_retrieval_card(
+    reports: Mapping[str, Mapping[str, Any]], data: TaskData, *, facts: ProbeFacts | None = None
+) -> str:
+    """The card of the scores of a retrieval, for which nothing is fitted; arguments as in `write_probe_card`."""
+    facts = facts or ProbeFacts()
+    base = _base(data.run.get("model"))
+    targets = ", ".join(data.names)
+    short = [f"{target}: {report['note']}" for target, report in reports.items() if report.get("note")]
+    return retrieval_card(
+        **_data_and_scores(reports, data, facts, columns=("target", "metric", "chance")),
+        base_model=base if "/" in base else None,
+        name=facts.name or f"VoxelFM retrieval of {targets}",
+        summary=f"How well CLS vectors of `{base}` find scans with the same finding: {cell(targets)}.",
+        base=base,
+        base_hash=data.run.get("weight_hash") or "not recorded",
+        limits=f"Scores {SCORES_HOLD}",
+        negatives=next(iter(reports.values()))["negatives"],
+        alike=", ".join(f"{cell(name)} ({limit:g})" for name, (_, limit) in data.options["alike"].items()),
+        notes=[cell(note) for note in (*data.notes, *short)],
+        evaluation=_evaluation(facts, data, made_by=FIT),
     )
 
 
@@ -141,9 +147,53 @@ def score_rows(reports: Mapping[str, Mapping[str, Any]], *, task: str) -> list[d
     ]
 
 
-def _scores(rows: list[dict[str, Any]]) -> str:
-    named = [{**row, "metric": metric_title(row["metric"])} for row in rows]
-    return score_table(named) or "No score is defined on the test rows."
+def _data_and_scores(
+    reports: Mapping[str, Mapping[str, Any]],
+    data: TaskData,
+    facts: ProbeFacts,
+    *,
+    columns: Sequence[str] = ("target", "metric"),
+) -> dict[str, Any]:
+    """What every card says: of the data, the scores on its test rows and the author."""
+    module = load_task(data.task)
+    rows = score_rows(reports, task=data.task)
+    headlines = [row for row in rows if row["metric"] in module.HEADLINES]
+    counts = {split: module.counts(data, data.rows(split)) for split in ("train", "val", "test")}
+    patients = {split: data.patients(split) for split in counts}
+    return {
+        "license": facts.license,
+        "dataset_id": facts.dataset_id,
+        "eval_results": model_index(
+            headlines, dataset_name=facts.dataset or "unnamed data", dataset_id=facts.dataset_id
+        ),
+        "data": facts.about or "The author has not said what the scans and labels are and where they come from.",
+        "count_names": [cell(name) for name in counts["train"]],
+        "counts": {
+            split: [len(data.rows(split)), "unknown" if patients[split] is None else patients[split], *found.values()]
+            for split, found in counts.items()
+        },
+        "split_rule": _split_rule(data),
+        "scores": _scores(rows, columns),
+        "undefined": [
+            f"{row['metric']} of {cell(row['target'])}: {cell(row['note'] or 'no value')} (n {row['n']})"
+            for row in rows
+            if row["value"] is None
+        ],
+        "subgroups": _subgroups(reports, module.HEADLINES),
+        "data_citation": facts.citation,
+    }
+
+
+def _base(name: Any) -> str:
+    return str(name or "an unnamed backbone")
+
+
+def _scores(rows: list[dict[str, Any]], columns: Sequence[str]) -> str:
+    named = [
+        {**row, "metric": metric_title(row["metric"]), "chance": number(row["chance"]) if "chance" in row else "–"}
+        for row in rows
+    ]
+    return score_table(named, columns=columns) or "No score is defined on the test rows."
 
 
 def _what(config: Any, tuning: Mapping[str, Any], base: str) -> str:
@@ -177,9 +227,8 @@ def _split_rule(data: TaskData) -> str:
     return f"{rule} Nothing was chosen on the test rows."
 
 
-def _evaluation(facts: ProbeFacts, tuning: Mapping[str, Any], data: TaskData) -> str:
-    function = "finetune.finetune_and_save" if tuning else "run.fit_and_evaluate"
-    made = f"`{facts.command or f'voxelfm_hf.eval.probes.{function}'}`"
+def _evaluation(facts: ProbeFacts, data: TaskData, *, made_by: str) -> str:
+    made = f"`{facts.command or f'voxelfm_hf.eval.probes.{made_by}'}`"
     where = f" of {facts.dataset}" if facts.dataset else ""
     resampled = "rows or studies" if data.patient_column is None else "patients"
     return (
@@ -197,10 +246,7 @@ def _features(config: Any) -> str:
 def _limits(data: TaskData) -> str:
     scans, patients = len(data.rows("train")), data.patients("train")
     of = "an unknown number of" if patients is None else patients
-    return (
-        f"It has learned from {scans} scans or regions of {of} patients; scores hold for scans, labels and a mix "
-        "of findings like those of the test rows, and may be lower at other hospitals and scanners."
-    )
+    return f"It has learned from {scans} scans or regions of {of} patients; scores {SCORES_HOLD}"
 
 
 def _settings(config: Any, fit: Mapping[str, Any]) -> dict[str, str]:

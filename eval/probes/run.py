@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from voxelfm_hf.eval.labels import LabelTable
-from voxelfm_hf.eval.probes.card import ProbeFacts, write_probe_card
+from voxelfm_hf.eval.probes.card import ProbeFacts, write_probe_card, write_retrieval_card
 from voxelfm_hf.eval.probes.plots import save_probe_plots
 from voxelfm_hf.eval.result_files import write_csv, write_json
 from voxelfm_hf.eval.statistics.estimates import forget_patients
@@ -133,3 +133,12 @@ def save_probe(
                 for row, values in zip(data.rows("test"), flat, strict=True)
             ]
             write_csv(temporary / "predictions.csv", rows, fields=("id", *fields))
+
+
+def save_retrieval(
+    folder: str | Path, reports: Mapping[str, dict], data: TaskData, *, facts: ProbeFacts | None = None
+) -> None:
+    """Writes card and results.json of a retrieval, which has no weights; arguments as in `save_probe`."""
+    with written_folder(folder) as temporary:
+        (temporary / "README.md").write_text(write_retrieval_card(reports, data, facts=facts), encoding="utf-8")
+        write_json(temporary / "results.json", reports)

@@ -15,7 +15,8 @@ Where something is fitted:
 
 For the card of a probe (`voxelfm_hf.eval.probes.card`):
 
-    ANSWER, HEADLINES                                   what a probe gives, in words; the metrics of its header
+    ANSWER, HEADLINES                                   what a probe gives, in words; the metrics of its header, which
+                                                        retrieval has too, and `counts`
     counts(data, rows) -> {heading: text}               what some rows hold
 
 For the benchmark (`voxelfm_hf.eval.benchmark`), whose prediction files are written and read here:

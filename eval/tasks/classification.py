@@ -189,10 +189,7 @@ def counts(data: TaskData, rows: np.ndarray) -> dict[str, str]:
     targets = data.targets[rows]
     if data.options["exclusive"]:
         return {name: str(int((targets[:, 0] == i).sum())) for i, name in enumerate(data.names)}
-    return {
-        f"{name}: positive of known": f"{int(np.nansum(targets[:, i]))} of {int(np.isfinite(targets[:, i]).sum())}"
-        for i, name in enumerate(data.names)
-    }
+    return data.positives(rows)
 
 
 def columns(predictions: np.ndarray, data: TaskData, rows: np.ndarray, *, probe: VoxelFMProbe) -> list[dict[str, Any]]:

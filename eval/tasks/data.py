@@ -74,6 +74,14 @@ class TaskData:
         """How many patients a split has; None where the label table does not tell them apart."""
         return None if self.patient_column is None else len(np.unique(self.groups[self.rows(split)]))
 
+    def positives(self, rows: np.ndarray) -> dict[str, str]:
+        """How many of some rows have each finding, of those where it is known, by heading."""
+        targets = self.targets[rows]
+        return {
+            f"{name}: positive of known": f"{int(np.nansum(targets[:, i]))} of {int(np.isfinite(targets[:, i]).sum())}"
+            for i, name in enumerate(self.names)
+        }
+
     def column(self, number: int) -> np.ndarray:
         """(n, k) targets of one of the names; of exclusive classes, all of which share a column, that column."""
         width = max(1, self.targets.shape[1] // len(self.names))

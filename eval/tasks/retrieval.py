@@ -26,6 +26,7 @@ from voxelfm_hf.eval.tasks.kept import Judged, Tables, kept_predictions, lists, 
 from voxelfm_hf.store import FeatureStore
 from voxelfm_hf.volumes.errors import LabelError
 
+HEADLINES = ("recall_at_5",)
 HAS_MACRO = False
 POOL_NEGATIVES = 99
 RECALLS_AT = (1, 5, 10)
@@ -81,7 +82,7 @@ def evaluate(
     replicates: int = 1000,
     seed: int = 0,
 ) -> dict[str, dict]:
-    """A report for each finding: Recall@k in pools, mAP over all eligible scans, and what chance gives.
+    """A report for each finding: Recall@k in pools, with what a random order gives, and mAP over all eligible scans.
 
     Args:
         predictions: (rows, rows) similarities.
@@ -111,14 +112,21 @@ def evaluate(
             **({"subgroups": report["subgroups"] + lists["subgroups"]} if "subgroups" in report else {}),
         }
         pools = found.pools
+        report["negatives"] = negatives
         for size in k:
             chances = np.minimum(1.0, size / (pools[pools > 0] + 1))
-            report[f"chance_at_{size}"] = float(chances.mean()) if len(chances) else float("nan")
+            chance = float(chances.mean()) if len(chances) else float("nan")
+            report["estimates"][f"recall_at_{size}"]["chance"] = chance
         short = int((pools < negatives).sum())
         if short:
             report["note"] = f"{short} of {len(found.queries)} queries have fewer than {negatives} negatives"
         reports[name] = report
     return reports
+
+
+def counts(data: TaskData, rows: np.ndarray) -> dict[str, str]:
+    """How many of some rows have each finding, by heading."""
+    return data.positives(rows)
 
 
 def columns(predictions: np.ndarray, data: TaskData, rows: np.ndarray, *, probe: None = None) -> list[dict[str, Any]]:

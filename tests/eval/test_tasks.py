@@ -190,9 +190,9 @@ def test_retrieval(store, labels):
     _, reports, data, _ = fit_and_evaluate(
         store, labels, task="retrieval", read={"targets": ["sick", "luck"], "alike": {"age": 30}}, evaluate=QUICK
     )
-    assert reports["sick"]["recall_at_1"] > 2 * reports["sick"]["chance_at_1"]
+    assert reports["sick"]["recall_at_1"] > 2 * reports["sick"]["estimates"]["recall_at_1"]["chance"]
     luck = reports["luck"]["estimates"]["recall_at_5"]
-    assert luck["low"] < reports["luck"]["chance_at_5"] < luck["high"]
+    assert luck["low"] < luck["chance"] < luck["high"]
     assert "fewer than 99 negatives" in reports["sick"]["note"]
 
 
@@ -216,6 +216,17 @@ def test_points_of_a_patient_with_both_labels_stay_out_of_each_others_pools(stor
     report = task.evaluate(similar, data, rows, k=[1], replicates=0)
     # Row 3 would rank first for both queries, but it is the patient of row 2, a query and a positive.
     assert report["sick"]["recall_at_1"] == 1 and report["sick"]["estimates"]["recall_at_1"]["n"] == 2
+
+
+def test_the_chance_of_retrieval_is_what_scans_that_all_look_alike_give(store, labels):
+    task = load_task("retrieval")
+    data = task.read(store, labels, targets=["sick"])
+    rows = np.arange(0, 40, 2)  # one a patient
+    data.targets[rows, 0] = [1] * 4 + [0] * 16
+    report = task.evaluate(np.zeros((20, 20)), data, rows, negatives=9, replicates=0)["sick"]
+    for k in (1, 5, 10):
+        found = report["estimates"][f"recall_at_{k}"]
+        assert found["value"] == pytest.approx(k / 10) and found["chance"] == pytest.approx(k / 10)
 
 
 def test_localization_in_millimetres(store, labels):

@@ -46,6 +46,10 @@ PROBE = {
     "pictures": {"roc.png": "ROC."}, "calibration": "| a |", "subgroups": "| b |", "undefined": ["F1: no positive row"],
     "data_citation": "A et al.", "notes": ["one scan was left out"], "predict_command": "voxelfm predict SCAN",
 }  # fmt: skip
+RETRIEVAL = {name: PROBE[name] for name in PROBE if name in (
+    "name", "summary", "base", "base_hash", "limits", "data", "count_names", "counts", "split_rule", "evaluation",
+    "scores", "subgroups", "undefined", "data_citation", "notes",
+)} | {"negatives": 99, "alike": "spacing (1)"}  # fmt: skip
 REPORT = {
     "name": "Writer", "summary": "Writes findings.", "command_use": "voxelfm report SCAN", "code": "load(...)",
     "limits": "Invents.", "data": "Reports.", "training": "Two stages.", "settings": {"steps": "4"}, "cost": "2 h.",
@@ -68,6 +72,7 @@ TUNED = {
 KINDS = {
     "backbone": (cards.backbone_card, BACKBONE, ModelCard),
     "probe": (cards.probe_card, PROBE, ModelCard),
+    "retrieval": (cards.retrieval_card, RETRIEVAL, ModelCard),
     "report_adapter": (cards.report_adapter_card, REPORT, ModelCard),
     "benchmark": (cards.benchmark_card, BENCHMARK, DatasetCard),
 }

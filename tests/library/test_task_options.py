@@ -9,11 +9,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 from typer.testing import CliRunner
 
 from voxelfm_hf.cli import app
 from voxelfm_hf.eval.tasks import task_names
 from voxelfm_hf.modeling.configuration_voxelfm_probe import HEADS_OF_TASK
+from voxelfm_hf.release.checks import empty_sections
 from voxelfm_hf.store import StoreWriter
 from voxelfm_hf.volumes.errors import LabelError
 
@@ -63,6 +65,21 @@ def test_a_probe_says_how_it_is_asked_and_what_it_does_not_know(folder):
     assert regions.output.rstrip().endswith(asked) and told in regions.output
     card = (folder / "of-regions" / "README.md").read_text()
     assert f"--probe THIS_FOLDER_OR_REPOSITORY {backbone} --regions CSV" in card
+
+
+def test_retrieval_writes_its_scores_beside_those_of_a_random_order(folder):
+    words = ["--task", "retrieval", "--target", "died", "--patient-column", "who", "--about", "Made up."]
+    done = probe(folder, *words, out="retrieval")
+    assert done.exit_code == 0, done.output
+    assert sorted(path.name for path in (folder / "retrieval").iterdir()) == ["README.md", "results.json"]
+    scores = json.loads((folder / "retrieval" / "results.json").read_text())["died"]["estimates"]
+    card = (folder / "retrieval" / "README.md").read_text()
+    line = next(line for line in done.output.splitlines() if "recall_at_1 " in line)
+    assert f"chance {scores['recall_at_1']['chance']:.3f})" in line
+    row = f"| died | Recall@1 | {scores['recall_at_1']['chance']:.3f} | {scores['recall_at_1']['value']:.3f} |"
+    assert row in card and "Made up." in card and "not centred" in card and "no probe to load" in card
+    assert "queries have fewer than 99 negatives" in card and "from_pretrained" not in card
+    assert ModelCard(card).data.eval_results[0].metric_type == "recall_at_5" and empty_sections(card) == []
 
 
 def test_survival_takes_unit_horizons_and_the_column_of_patients(folder):
@@ -164,6 +181,7 @@ def test_maps_lie_beside_the_labels_where_no_folder_is_named(folder, monkeypatch
         "voxelfm_hf.eval.probes.run.fit_and_evaluate",
         lambda *_, read, **__: given.append(read) or (None, {}, SimpleNamespace(notes=()), None),
     )
+    monkeypatch.setattr("voxelfm_hf.eval.probes.run.save_retrieval", lambda *_, **__: None)
     words = ["--task", "segmentation", "--classes", "background", "--classes", "lung", "--seed", "4"]
     assert probe(folder, *words).exit_code == 0
     assert probe(folder, *words, "--mask-folder", folder / "maps", "--allow-missing").exit_code == 0

@@ -50,13 +50,14 @@ def probe(
     """Fits a probe on frozen features, calibrates it on validation scans, scores it once on test scans.
 
     Splits come from a column `split` (train, val, test) or are drawn by patient where a patient column exists. The
-    folder is ready to share: weights, a card with scores, intervals and figures, results.json.
+    folder is ready to share: weights, a card with scores, intervals and figures, results.json. Retrieval fits nothing:
+    features are compared as they are, and the folder holds the card and results.json.
 
     Example: voxelfm probe features labels.csv --task classification --target malignant --out probe
     """
     from voxelfm_hf.eval.labels import read_labels
     from voxelfm_hf.eval.probes.card import predict_command
-    from voxelfm_hf.eval.probes.run import fit_and_evaluate, save_probe
+    from voxelfm_hf.eval.probes.run import fit_and_evaluate, save_probe, save_retrieval
     from voxelfm_hf.store import FeatureStore
 
     quiet_libraries()
@@ -72,10 +73,12 @@ def probe(
     for name, report in reports.items():
         for metric, estimate in report["estimates"].items():
             text = estimate_text(estimate)
-            why = f": {estimate.get('note') or 'no rows'}" if text == UNDEFINED else f" (n {estimate.get('n')})"
+            chance = f", chance {estimate['chance']:.3f}" if "chance" in estimate else ""
+            why = f": {estimate.get('note') or 'no rows'}" if text == UNDEFINED else f" (n {estimate.get('n')}{chance})"
             console.print(f"{plain(name)}  {metric}  {text}{plain(why)}")
     if fitted is None:
-        console.print("retrieval has nothing to fit: no probe was written")
+        save_retrieval(out, reports, data, facts=facts)
+        console.print(f"{plain(out)}: card and scores; nothing was fitted, so there is no probe to load")
         return
     save_probe(out, fitted, reports, data, predictions, facts=facts)
     console.print(f"{plain(out)}: {plain(predict_command(fitted.config, out))}", soft_wrap=True)
