@@ -1,5 +1,6 @@
 """A probe together with its backbone: found by name, checked to belong together, and composed to one model."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -10,10 +11,12 @@ import torch
 from voxelfm_hf.features import set_up_processor
 from voxelfm_hf.files import written_folder
 from voxelfm_hf.hub import is_local_elsewhere, load, loading, resolve_model, weight_hash
+from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMImageProcessor
 from voxelfm_hf.modeling.modeling_voxelfm_classifier import VoxelFMForImageClassification
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.release.folder import PLACEHOLDER
+from voxelfm_hf.store import is_feature_store
 from voxelfm_hf.volumes.errors import ModelError
 
 
@@ -34,6 +37,7 @@ def load_with_probe(
     if is_classifier(folder):
         composed, processor = open_classifier(folder)
         return composed.probe, composed.voxelfm, processor
+    _check_is_probe(probe, folder)
     with loading(probe, "a probe"):
         head = VoxelFMProbe.from_pretrained(folder).eval()
     config = head.config
@@ -117,13 +121,30 @@ def whole_card(card: str) -> str:
 
 def is_classifier(folder: Path) -> bool:
     """Whether a model folder holds backbone and head in one."""
-    import json
+    return VoxelFMForImageClassification.__name__ in (_config_of(folder).get("architectures") or [])
 
+
+def _check_is_probe(name: str | Path, folder: Path) -> None:
+    """Refuses a folder that is something else, of which transformers would speak in terms of its own."""
+    kind = _config_of(folder).get("model_type")
+    if is_feature_store(folder):
+        found = "it is a feature store"
+    elif not (folder / "config.json").is_file():
+        found = "it has no config.json"
+    elif kind and kind != VoxelFMProbeConfig.model_type:
+        found = f"it is a {kind} model"
+    else:
+        return
+    raise ModelError(f"{name} cannot be loaded as a probe: {found}; name a folder that `voxelfm probe` wrote")
+
+
+def _config_of(folder: Path) -> dict[str, Any]:
+    """The config.json of a model folder; empty where it cannot be read."""
     try:
-        names = json.loads((folder / "config.json").read_text()).get("architectures") or []
-    except (OSError, ValueError, AttributeError):
-        return False
-    return VoxelFMForImageClassification.__name__ in names
+        found = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def open_classifier(folder: Path) -> tuple[VoxelFMForImageClassification, VoxelFMImageProcessor]:

@@ -135,6 +135,18 @@ def test_the_wrong_or_an_unknown_backbone_is_refused(made, tmp_path):
         ProbeReader(tmp_path / "broken", model=made / "model")
 
 
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("store", "it is a feature store"), ("model", "it is a voxelfm model"), ("empty", "it has no config.json")],
+)
+def test_a_folder_of_something_else_is_no_probe(made, name, found):
+    (made / "empty").mkdir(exist_ok=True)
+    with pytest.raises(ModelError) as error:
+        ProbeReader(made / name)
+    told = f"{made / name} cannot be loaded as a probe: {found}; name a folder that `voxelfm probe` wrote"
+    assert str(error.value) == told
+
+
 def test_a_label_map_lies_on_the_grid_of_the_scan(made):
     phantom = make_phantom(0, spacing=(12.0, 12.0, 12.0))
     config = VoxelFMProbeConfig(
