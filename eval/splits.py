@@ -1,15 +1,16 @@
 """Train, validation and test rows by patient and study, and growing subsets of the training patients."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from voxelfm_hf.column_names import PATIENT_COLUMNS
+from voxelfm_hf.column_names import PATIENT_COLUMNS, split_name
 from voxelfm_hf.eval.labels import STUDY_COLUMNS, LabelTable
 from voxelfm_hf.volumes.errors import LabelError
 
 SPLITS = ("train", "val", "test")
 # Of the groups, where splits are drawn.
 SHARES = (0.7, 0.1, 0.2)
-ALIASES = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "testing": "test"}
 
 
 def patient_column_of(labels: LabelTable, patient_column: str | None = None) -> str | None:
@@ -83,19 +84,7 @@ def split_rows(
             few groups to draw.
     """
     if split_column in labels.columns:
-        named = ["" if value is None else str(value).strip().lower() for value in labels.columns[split_column]]
-        splits = np.array([ALIASES.get(name, name) for name in named], dtype=object)
-        empty = [identifier for identifier, name in zip(labels.ids, named, strict=True) if not name]
-        if empty:
-            raise LabelError(
-                f"{labels.source}: {len(empty)} rows have no {split_column} ({', '.join(empty[:3])}), and would be "
-                "neither learned from nor scored: fill in train, val or test, or remove the rows"
-            )
-        unknown = sorted(set(splits) - set(SPLITS))
-        if unknown:
-            raise LabelError(
-                f"{labels.source}: column {split_column} holds {', '.join(unknown[:3])}: use train, val and test"
-            )
+        splits = named_splits(labels.columns[split_column], labels.ids, source=labels.source, column=split_column)
         shared = [g for g in np.unique(groups) if len(set(splits[groups == g])) > 1]
         if shared:
             rows = np.flatnonzero(groups == shared[0])[:2]
@@ -110,6 +99,34 @@ def split_rows(
         if not (splits == needed).any():
             raise LabelError(f"{labels.source}: no row is in the {needed} split")
     return splits.astype(str)
+
+
+def named_splits(values: Sequence, ids: Sequence[str], *, source: str, column: str = "split") -> np.ndarray:
+    """The splits that the cells of a column name.
+
+    Args:
+        values: (n,) cells with train, val (validation, valid, dev) or test.
+        ids: (n,) of the rows, for the error.
+        source: The table, for the error.
+        column: Its name, for the error.
+
+    Returns:
+        (n,) "train", "val" or "test".
+
+    Raises:
+        LabelError: rows without a split, an unknown name.
+    """
+    splits = [split_name(value) for value in values]
+    empty = [identifier for identifier, name in zip(ids, splits, strict=True) if not name]
+    if empty:
+        raise LabelError(
+            f"{source}: {len(empty)} rows have no {column} ({', '.join(empty[:3])}), and would be neither learned from "
+            "nor scored: fill in train, val or test, or remove the rows"
+        )
+    unknown = sorted(set(splits) - set(SPLITS))
+    if unknown:
+        raise LabelError(f"{source}: column {column} holds {', '.join(unknown[:3])}: use train, val and test")
+    return np.array(splits, dtype=object)
 
 
 def training_subset(rows: np.ndarray, groups: np.ndarray, *, fraction: float, seed: int) -> np.ndarray:

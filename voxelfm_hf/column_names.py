@@ -13,6 +13,13 @@ PATIENT_COLUMNS = (
     "pid",
     "case_id",
 )
+SPLIT_ALIASES = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "testing": "test"}
+
+
+def split_name(cell: object) -> str:
+    """The split that a cell of a table names: train, val or test however it is written; empty where it names none."""
+    name = "" if cell is None else str(cell).strip().lower()
+    return SPLIT_ALIASES.get(name, name)
 
 
 def usual_column(available: Iterable[str], usual: Sequence[str]) -> str | None:

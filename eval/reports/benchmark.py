@@ -44,6 +44,7 @@ from voxelfm_hf.eval.reports.page import (
 )
 from voxelfm_hf.eval.reports.scores import LabelledReports, label_pairs, score_reports
 from voxelfm_hf.eval.result_files import write_csv
+from voxelfm_hf.eval.splits import named_splits
 from voxelfm_hf.eval.statistics.estimates import forget_patients
 from voxelfm_hf.features import EmbedOptions, Task, embed_scans
 from voxelfm_hf.files import written_file
@@ -195,7 +196,8 @@ def _read(settings: ReportBenchmarkSettings, training: ReportRecipe, data: Path 
         splits.append(row["split"])
         patients.append((row[patient_column] if patient_column else "") or report.id)
     synthetic = "acquisition_seed" in columns  # only phantoms have one
-    found = ReportData(store, table, ids, texts, np.array(splits), patients, patient_column is not None, synthetic)
+    named = named_splits(splits, ids, source=table.name)
+    found = ReportData(store, table, ids, texts, named, patients, patient_column is not None, synthetic)
     for split in ("train", "val", "test"):
         if not len(found.rows(split)):
             raise LabelError(f"{table} has no row of the split {split} with features and a report")

@@ -135,6 +135,18 @@ def test_quick_and_wrong_recipes(world, tmp_path):
         report_benchmark.run(world / "recipe.yaml", tmp_path / "mixed", tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [(" ", r"labels.csv: 1 rows have no split \(scan-0.nii.gz\)"), ("trian", "column split holds trian: use train")],
+)
+def test_a_row_of_no_split_is_refused(world, tmp_path, cell, message):
+    table = (world / "labels.csv").read_text()
+    (tmp_path / "labels.csv").write_text(table.replace(",train,", f",{cell},", 1))
+    (tmp_path / "store").symlink_to(world / "store")
+    with pytest.raises(LabelError, match=message):
+        report_benchmark.run(world / "recipe.yaml", tmp_path, tmp_path / "out")
+
+
 def test_patients_are_not_counted_where_nobody_told_them_apart(world, tmp_path):
     report_benchmark.run(world / "recipe.yaml", world, tmp_path / "known", quick=True)
     assert {row["patients"] for row in results(tmp_path / "known").values()} == {"10"}

@@ -241,6 +241,7 @@ def test_pairs_are_reduced_matched_by_name_and_split(world):
     found = read_pairs(settings, [f"scan-{n}.nii.gz" for n in range(1, SCANS)])
     assert found.pairs[0] == ReportPair("scan-1.nii.gz", "Lungs: There is emphysema in both lungs.")
     assert len(found.pairs) == 9 and found.left_out == {"of another split": 2, "without features": 1}
+    assert read_pairs(replace(settings, split="Training"), [f"scan-{n}.nii.gz" for n in range(1, SCANS)]) == found
     whole = read_pairs(replace(settings, reduce=False, limit=3), [f"scan-{n}.nii.gz" for n in range(SCANS)])
     assert [pair.text for pair in whole.pairs] == [WORDS[0], WORDS[1], WORDS[0]]
 

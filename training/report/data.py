@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from voxelfm_hf.column_names import split_name
 from voxelfm_hf.data.reports import read_reports, read_rows
 from voxelfm_hf.data.reports.reduction import report_target
 from voxelfm_hf.modeling.processing_voxelfm_report import IGNORED, ReportInputError, VoxelFMReportProcessor
@@ -57,7 +58,7 @@ def read_pairs(settings: ReportDataSettings, scans: Sequence[str] | None = None)
     reports = read_reports(settings.reports, columns=settings.column, id_column=settings.id_column)
     pairs, left_out = [], dict.fromkeys(("of another split", "without a report", "without features"), 0)
     for report, row in zip(reports, read_rows(settings.reports), strict=True):
-        if settings.split_column in row and row[settings.split_column] != settings.split:
+        if settings.split_column in row and split_name(row[settings.split_column]) != split_name(settings.split):
             left_out["of another split"] += 1
         elif report.is_empty:
             left_out["without a report"] += 1
