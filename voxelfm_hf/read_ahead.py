@@ -58,12 +58,12 @@ def read_ahead(
                     task = next(waiting)
                 except StopIteration:
                     break
-                running.append((task, pool.submit(work, task)))
+                running.append((task, _submit(pool, work, task)))
             if suspects:
                 task = suspects.popleft()
                 alone = new_pool(1)
                 try:
-                    yield task, alone.submit(work, task).result()
+                    yield task, _submit(alone, work, task).result()
                 except BrokenProcessPool:
                     yield task, WorkerCrash()
                 finally:
@@ -95,6 +95,30 @@ def _pool(
     context.set_forkserver_preload([getattr(work, "func", work).__module__])
     _start_server()
     return ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(setup, setup_args))
+
+
+def _submit(pool: ProcessPoolExecutor, work: Callable[[Any], Any], task: Any) -> Future:
+    """Gives a pool a task, for which it may start a worker; Ctrl-C meanwhile is answered when that is done.
+
+    A pool that is cut off while it starts a worker does not know of it: its locks are gone when the worker asks for
+    them, which ends with a traceback.
+    """
+    if threading.current_thread() is not threading.main_thread():  # others are not interrupted
+        return pool.submit(work, task)
+    pressed = False
+
+    def remember(*_: Any) -> None:
+        nonlocal pressed
+        pressed = True
+
+    before = signal.signal(signal.SIGINT, remember)
+    try:
+        future = pool.submit(work, task)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        signal.raise_signal(signal.SIGINT)
+    return future
 
 
 def _start_server() -> None:

@@ -20,6 +20,25 @@ if __name__ == "__main__":
             os.kill(os.getpid(), signal.SIGKILL)
 """
 
+INTERRUPTED = """
+import signal
+from multiprocessing import forkserver
+from tests.library.test_read_ahead import double
+from voxelfm_hf.read_ahead import read_ahead
+connect = forkserver.connect_to_new_process
+def interrupted(*arguments):
+    ends = connect(*arguments)
+    signal.raise_signal(signal.SIGINT)
+    return ends
+if __name__ == "__main__":
+    forkserver.connect_to_new_process = interrupted
+    try:
+        list(read_ahead(double, range(9), workers=2))
+    except KeyboardInterrupt:
+        print("interrupted")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+"""
+
 
 def double(task):
     if task == "crash":
@@ -66,12 +85,22 @@ def test_workers_leave_ctrl_c_to_the_one_that_gave_them_their_tasks(process_serv
     assert list(read_ahead(double, tasks, workers=2)) == [(name, name * 2) for name in tasks]
 
 
-def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path):
-    script = tmp_path / "parent.py"
-    script.write_text(PARENT)
-    root = str(Path(__file__).parents[2])
-    # Whoever is left would hold the pipe open, and the call would not return.
-    ended = subprocess.run(
-        [sys.executable, str(script)], stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": root}, timeout=60
+def run_script(folder: Path, text: str) -> subprocess.CompletedProcess:
+    """The end of a script and of all its processes: whoever is left holds the pipes open."""
+    (folder / "script.py").write_text(text)
+    return subprocess.run(
+        [sys.executable, folder / "script.py"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        timeout=60,
     )
-    assert ended.returncode == -signal.SIGKILL
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path):
+    assert run_script(tmp_path, PARENT).returncode == -signal.SIGKILL
+
+
+def test_ctrl_c_while_workers_start_leaves_none_without_its_locks(tmp_path: Path):
+    ended = run_script(tmp_path, INTERRUPTED)
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("interrupted\n", "", 0)
