@@ -17,6 +17,7 @@ import pyarrow.parquet
 from voxelfm_hf.column_names import PATIENT_COLUMNS, usual_column
 from voxelfm_hf.csv_rows import delimiter_of
 from voxelfm_hf.volumes.errors import LabelError
+from voxelfm_hf.volumes.formats import ENDINGS
 
 ID_COLUMNS = ("id", "file", "path", "scan", "source", "image")
 STUDY_COLUMNS = ("study_id", "study", "study_uid", "study_instance_uid", "accession", "accession_number")
@@ -109,7 +110,8 @@ def read_labels(
 def match_to_store(labels: LabelTable, store_ids: Sequence[str], *, allow_missing: bool = False) -> np.ndarray:
     """For every label row, the row of the store with the same id.
 
-    Ids match when they are equal, or when one ends with "/" and the other and no second one does.
+    Ids match when they are equal, or when one ends with "/" and the other and no second one does. One of them may lack
+    the ending of the file: labels are often of "scan-1" where the store has "scan-1.nii.gz".
 
     Args:
         labels: The labels.
@@ -125,16 +127,20 @@ def match_to_store(labels: LabelTable, store_ids: Sequence[str], *, allow_missin
     exact = {identifier: row for row, identifier in enumerate(store_ids)}
     by_name: dict[str, list[int]] = {}
     for row, identifier in enumerate(store_ids):
-        by_name.setdefault(identifier.rsplit("/", 1)[-1], []).append(row)
+        by_name.setdefault(_without_ending(identifier.rsplit("/", 1)[-1]), []).append(row)
     rows = []
     for identifier in labels.ids:
         row = exact.get(identifier, -1)
         if row < 0:
-            near = [
-                r
-                for r in by_name.get(identifier.rsplit("/", 1)[-1], [])
-                if store_ids[r].endswith(f"/{identifier}") or identifier.endswith(f"/{store_ids[r]}")
-            ]
+            named = by_name.get(_without_ending(identifier.rsplit("/", 1)[-1]), [])
+            near = [r for r in named if _is_end(identifier, store_ids[r])]
+            if not near:
+                near = [
+                    r
+                    for r in named
+                    if _is_end(identifier, _without_ending(store_ids[r]))
+                    or _is_end(_without_ending(identifier), store_ids[r])
+                ]
             row = near[0] if len(near) == 1 else -1
         rows.append(row)
     found = np.array(rows)
@@ -154,6 +160,16 @@ def match_to_store(labels: LabelTable, store_ids: Sequence[str], *, allow_missin
     if twice:
         raise LabelError(f"{labels.source} labels {len(twice)} scans twice ({_examples(twice)}): keep one row a scan")
     return found
+
+
+def _is_end(first: str, second: str) -> bool:
+    """Whether two ids are one, or one of them the end of the other as a path."""
+    return f"/{first}".endswith(f"/{second}") or f"/{second}".endswith(f"/{first}")
+
+
+def _without_ending(identifier: str) -> str:
+    ending = next((ending for ending in ENDINGS if identifier.lower().endswith(ending)), "")
+    return identifier[: len(identifier) - len(ending)]
 
 
 def binary_target(labels: LabelTable, column: str) -> np.ndarray:

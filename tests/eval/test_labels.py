@@ -129,6 +129,15 @@ def test_matching_by_id_or_by_the_end_of_a_path(table):
     assert match_to_store(labels, ["deep/b.nii.gz", "c", "images/a.nii.gz"]).tolist() == [2, 0, 1]
 
 
+def test_matching_without_the_ending_of_a_file(table):
+    labels = table("id,x\nb,1\nd/c.NII.GZ,0\na.1,0\n")
+    assert match_to_store(labels, ["images/a.1.nii.gz", "b.nrrd", "d/c"]).tolist() == [1, 2, 0]
+    # Two files of one name, and files of one name and two formats, are none.
+    unclear = ["b.nii", "b.nrrd", "d/c.nii", "a.1"]
+    assert match_to_store(labels, unclear, allow_missing=True).tolist() == [-1, -1, 3]
+    assert match_to_store(table("id,x\nb,1\n"), ["b.nii", "images/b"]).tolist() == [1]
+
+
 def test_labels_without_features(table):
     labels = table("id,x\na,1\nb,0\nc,1\n")
     with pytest.raises(LabelError, match=r"2 of 3 ids of labels.csv have no features \(b, c\): embed"):
