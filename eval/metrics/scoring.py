@@ -43,7 +43,7 @@ def estimate(
     known = np.ones(len(arrays[0]), dtype=bool)
     for array in arrays:
         if array.dtype.kind == "f":
-            known &= np.isfinite(array.reshape(len(array), -1)).all(axis=1)
+            known &= np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
     arrays = tuple(array[known] for array in arrays)
     n = int(known.sum())
     reason = measure.why_undefined(*arrays)

@@ -189,10 +189,10 @@ def _base(name: Any) -> str:
 
 
 def _scores(rows: list[dict[str, Any]], columns: Sequence[str]) -> str:
-    named = [
-        {**row, "metric": metric_title(row["metric"]), "chance": number(row["chance"]) if "chance" in row else "–"}
-        for row in rows
-    ]
+    named = [{"chance": "–", **row, "metric": metric_title(row["metric"])} for row in rows]
+    for row in named:
+        if isinstance(row["chance"], float):
+            row["chance"] = number(row["chance"])
     return score_table(named, columns=columns) or "No score is defined on the test rows."
 
 

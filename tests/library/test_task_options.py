@@ -82,6 +82,16 @@ def test_retrieval_writes_its_scores_beside_those_of_a_random_order(folder):
     assert ModelCard(card).data.eval_results[0].metric_type == "recall_at_5" and empty_sections(card) == []
 
 
+def test_retrieval_of_a_finding_that_no_test_scan_has_says_so(folder, tmp_path):
+    lines = ["id,split,rare"] + [f"s{i},{('train', 'val', 'test')[i % 3]},{int(i == 0)}" for i in range(60)]
+    (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n")
+    words = ["probe", folder / "store", tmp_path / "labels.csv", "--task", "retrieval", "--target", "rare"]
+    done = CliRunner().invoke(app, [str(word) for word in (*words, "--out", tmp_path / "out")], env={"COLUMNS": "200"})
+    assert done.exit_code == 0 and "rare  recall_at_5  undefined: no " in done.output, done.output
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "No score is defined on the test rows." in card and "recall_at_5 of rare: no " in card
+
+
 def test_survival_takes_unit_horizons_and_the_column_of_patients(folder):
     words = ["--task", "survival", "--time", "days", "--event", "died", "--unit", "days", "--patient-column", "who"]
     done = probe(folder, *words, "--horizon", "60", "--horizon", "90.5", out="survival")
