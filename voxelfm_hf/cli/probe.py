@@ -54,6 +54,8 @@ def probe(
     features are compared as they are, and the folder holds the card and results.json.
 
     Example: voxelfm probe features labels.csv --task classification --target malignant --out probe
+
+    Example: voxelfm probe features labels.csv --task segmentation --classes background --classes lung --out lungs
     """
     from voxelfm_hf.eval.labels import read_labels
     from voxelfm_hf.eval.probes.card import predict_command
