@@ -14,7 +14,7 @@ from sklearn.neighbors import NearestNeighbors
 from typer.testing import CliRunner
 
 from voxelfm_hf.cli import app
-from voxelfm_hf.data.describe import describe
+from voxelfm_hf.data.describe import describe, pictures
 from voxelfm_hf.data.describe.card import write_card
 from voxelfm_hf.data.describe.set_distance import compare_features, frechet_distance
 from voxelfm_hf.data.fingerprint import content_hash, fingerprint, fingerprint_distances, near_duplicates
@@ -215,6 +215,19 @@ def test_description_of_a_prepared_data_set(prepared):
     assert facts["voxels"] == sum(int(np.prod(shape)) for shape in shapes)
     table = [row["bone"] for file in prepared.rglob("*.parquet") for row in pq.read_table(file)["facts"].to_pylist()]
     assert facts["tissue_fractions"]["bone"]["median"] == pytest.approx(np.median(table), abs=1e-4)
+
+
+def test_the_contact_sheet_says_how_many_scans_it_shows_and_where_right_is(prepared, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(pictures, "_save", lambda figure, path: drawn.append(figure) or path)
+    for most, title in ((4, "4 of 6 scans"), (24, "6 of 6 scans")):
+        pictures.save_contact_sheet(prepared, tmp_path / "scans.png", most=most)
+        assert drawn[-1].get_suptitle() == title
+    axial, coronal = drawn[-1].axes[0], drawn[-1].axes[6]
+    for axis, letters in ((axial, "RLAP"), (coronal, "RLHF")):
+        assert "".join(text.get_text() for text in axis.texts) == letters
+        places = [text.get_position() for text in axis.texts]
+        assert places[0][0] < 0.5 < places[1][0] and places[3][1] < 0.5 < places[2][1]
 
 
 def test_card_says_what_the_numbers_say_and_loads(prepared):

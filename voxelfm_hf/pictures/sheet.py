@@ -12,7 +12,7 @@ from voxelfm_hf.volumes import Volume
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_BACKGROUND, _CELL, _TEXT, _ACCENT = "#0d0f12", "#000000", "#c9d1d9", "#ffb454"
+_BACKGROUND, _CELL, _TEXT, ACCENT = "#0d0f12", "#000000", "#c9d1d9", "#ffb454"
 DPI = 100
 _GAP_PX, _HEADER_PX = 6, 34
 _SCALE_BARS_MM = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
@@ -149,10 +149,10 @@ class Panel:
         x, y = self.width / 2, self.height / 2
         left, right = max(self.left + inset, -step), min(self.right - inset, self.width + step)
         top, bottom = max(self.top + inset, -step), min(self.bottom - inset, self.height + step)
-        self._text(left, y, letters[0], ha="left", va="center", colour=_ACCENT, size=1.15)
-        self._text(right, y, letters[1], ha="right", va="center", colour=_ACCENT, size=1.15)
-        self._text(x, top, letters[2], ha="center", va="top", colour=_ACCENT, size=1.15)
-        self._text(x, bottom, letters[3], ha="center", va="bottom", colour=_ACCENT, size=1.15)
+        self._text(left, y, letters[0], ha="left", va="center", colour=ACCENT, size=1.15)
+        self._text(right, y, letters[1], ha="right", va="center", colour=ACCENT, size=1.15)
+        self._text(x, top, letters[2], ha="center", va="top", colour=ACCENT, size=1.15)
+        self._text(x, bottom, letters[3], ha="center", va="bottom", colour=ACCENT, size=1.15)
 
     def caption(self, text: str) -> None:
         self._text(self.left + 6 * self.pixel, self.top + 5 * self.pixel, text, ha="left", va="top", linespacing=1.25)
@@ -167,7 +167,7 @@ class Panel:
 
     def frame(self, left: float, top: float, right: float, bottom: float) -> None:
         x, y = [left, right, right, left, left], [top, top, bottom, bottom, top]
-        self.axes.plot(x, y, color=_ACCENT, linewidth=1.2, solid_joinstyle="miter")
+        self.axes.plot(x, y, color=ACCENT, linewidth=1.2, solid_joinstyle="miter")
 
     def ticks(self, across: float, down: float) -> None:
         size = 5 * self.pixel
@@ -177,7 +177,7 @@ class Panel:
             ((0, size), (down, down)),
             ((self.width - size, self.width), (down, down)),
         ):
-            self.axes.plot(x, y, color=_ACCENT, linewidth=1, alpha=0.8, solid_capstyle="butt")
+            self.axes.plot(x, y, color=ACCENT, linewidth=1, alpha=0.8, solid_capstyle="butt")
 
 
 def _background_patch(axes: "Axes"):

@@ -13,12 +13,15 @@ import pyarrow.parquet as pq
 from voxelfm_hf.data.measure import AXES, PERCENTILES, TISSUES_HU
 from voxelfm_hf.data.shards import shard_files
 from voxelfm_hf.files import written_file
+from voxelfm_hf.pictures.sheet import ACCENT as LETTER_COLOUR
+from voxelfm_hf.pictures.sheet import PLANES
 
 logger = logging.getLogger(__name__)
 
 _WINDOWS_HU = {"lung": (-1350, 150), "soft": (-160, 240)}
 _INK, _ACCENT = "#33414e", "#2f6f9f"
 _COLOURS = ("#2f6f9f", "#d1793a", "#5a9a6f")
+_LETTERS_AT = ((0.04, 0.5), (0.96, 0.5), (0.5, 0.95), (0.5, 0.05))  # as `Plane.letters`: left, right, top, bottom
 
 
 def save_histograms(
@@ -206,7 +209,7 @@ _PANELS: tuple[tuple[str, Any, Any], ...] = (
 
 
 def save_contact_sheet(folder: str | os.PathLike, path: str | os.PathLike, *, most: int = 24) -> Path | None:
-    """Show the middle axial and coronal slice of some prepared scans, drawn with a fixed seed.
+    """Show the middle axial and coronal slice of some prepared scans, drawn with a fixed seed, and of how many.
 
     Args:
         folder: a prepared data set.
@@ -219,7 +222,7 @@ def save_contact_sheet(folder: str | os.PathLike, path: str | os.PathLike, *, mo
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    scans = _some_scans(Path(folder), most)
+    scans, total = _some_scans(Path(folder), most)
     if not scans:
         return None
     columns = min(len(scans), 6)
@@ -234,21 +237,32 @@ def save_contact_sheet(folder: str | os.PathLike, path: str | os.PathLike, *, mo
         window = _WINDOWS_HU["lung" if "chest" in (region or "") else "soft"]
         planes = ((hu[len(hu) // 2], spacing[1] / spacing[2]), (hu[::-1, hu.shape[1] // 2], spacing[0] / spacing[2]))
         for offset, (plane, aspect) in enumerate(planes):
-            axes[row + offset, column].imshow(plane, cmap="gray", vmin=window[0], vmax=window[1], aspect=aspect)
+            axis = axes[row + offset, column]
+            axis.imshow(plane, cmap="gray", vmin=window[0], vmax=window[1], aspect=aspect)
+            for letter, (x, y) in zip(PLANES[offset].letters, _LETTERS_AT, strict=True):
+                axis.text(
+                    x, y, letter, transform=axis.transAxes, fontsize=6, color=LETTER_COLOUR, ha="center", va="center"
+                )
         axes[row, column].set_title(region or "", fontsize=8, color="white")
+    figure.suptitle(f"{len(scans)} of {total} scans", fontsize=9, color="white")
     return _save(figure, Path(path))
 
 
-def _some_scans(folder: Path, most: int) -> list[tuple[np.ndarray, Sequence[float], str | None]]:
-    """Up to `most` scans from random row groups of random shards."""
+def _some_scans(folder: Path, most: int) -> tuple[list[tuple[np.ndarray, Sequence[float], str | None]], int]:
+    """Up to `most` scans from random row groups of random shards, and how many scans there are."""
     generator = np.random.default_rng(0)
     files = shard_files(folder)
     places = []
-    for index in generator.permutation(len(files))[:most]:
+    total = 0
+    for number, index in enumerate(generator.permutation(len(files))):
         try:
-            groups = pq.read_metadata(files[index]).num_row_groups
+            shard = pq.read_metadata(files[index])
         except (OSError, pa.ArrowException):
             continue
+        total += shard.num_rows
+        if number >= most:
+            continue
+        groups = shard.num_row_groups
         places += [(files[index], int(group)) for group in generator.permutation(groups)]
     order = generator.permutation(len(places))
     scans: list[tuple[np.ndarray, Sequence[float], str | None]] = []
@@ -266,7 +280,7 @@ def _some_scans(folder: Path, most: int) -> list[tuple[np.ndarray, Sequence[floa
             hu = np.frombuffer(table["volume"][row].as_buffer(), "<i2").reshape(table["shape"][row].as_py())
             facts = table["facts"][row].as_py() or {}
             scans.append((hu.copy(), table["spacing"][row].as_py(), facts.get("region")))
-    return scans[:most]
+    return scans[:most], total
 
 
 def _save(figure: Any, path: Path) -> Path:
