@@ -221,6 +221,7 @@ def save_contact_sheet(folder: str | os.PathLike, path: str | os.PathLike, *, mo
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.patheffects import withStroke
 
     scans, total = _some_scans(Path(folder), most)
     if not scans:
@@ -240,9 +241,8 @@ def save_contact_sheet(folder: str | os.PathLike, path: str | os.PathLike, *, mo
             axis = axes[row + offset, column]
             axis.imshow(plane, cmap="gray", vmin=window[0], vmax=window[1], aspect=aspect)
             for letter, (x, y) in zip(PLANES[offset].letters, _LETTERS_AT, strict=True):
-                axis.text(
-                    x, y, letter, transform=axis.transAxes, fontsize=6, color=LETTER_COLOUR, ha="center", va="center"
-                )
+                text = axis.text(x, y, letter, transform=axis.transAxes, fontsize=8, ha="center", va="center")
+                text.set(color=LETTER_COLOUR, path_effects=[withStroke(linewidth=2, foreground="black")])
         axes[row, column].set_title(region or "", fontsize=8, color="white")
     figure.suptitle(f"{len(scans)} of {total} scans", fontsize=9, color="white")
     return _save(figure, Path(path))
