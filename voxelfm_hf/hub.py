@@ -48,7 +48,7 @@ def load(model: str | Path, *, revision: str | None = None, **kwargs):
         return _adapted(folder, **kwargs)
     if not (Path(folder) / "config.json").is_file():
         raise ModelError(f"{model} has no config.json: it is not a model folder of transformers")
-    with loading(model, "a VoxelFM model"):
+    with loading(model, "a VoxelFM model"), without_bars():
         network = AutoModel.from_pretrained(folder, **kwargs)
         processor = AutoImageProcessor.from_pretrained(folder)
     if network.config.model_type != "voxelfm":
@@ -76,6 +76,19 @@ def loading(name: str | Path, what: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"{name} cannot be loaded as {what}: {reason}") from None
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Without the progress bars of transformers: an encoder or a probe is there before one can be read."""
+    from transformers.utils import logging
+
+    # Not `disable_progress_bar`, after which it cannot be told which bars the user had turned off.
+    before = logging.set_tqdm_hook(lambda factory, args, kwargs: logging.EmptyTqdm(*args, **kwargs))
+    try:
+        yield
+    finally:
+        logging.set_tqdm_hook(before)
 
 
 def resolve_model(model: str | Path, *, revision: str | None = None) -> Path:

@@ -10,7 +10,7 @@ import torch
 
 from voxelfm_hf.features import set_up_processor
 from voxelfm_hf.files import written_folder
-from voxelfm_hf.hub import is_local_elsewhere, load, loading, resolve_model, weight_hash
+from voxelfm_hf.hub import is_local_elsewhere, load, loading, resolve_model, weight_hash, without_bars
 from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
 from voxelfm_hf.modeling.image_processing_voxelfm import VoxelFMImageProcessor
 from voxelfm_hf.modeling.modeling_voxelfm_classifier import VoxelFMForImageClassification
@@ -38,7 +38,7 @@ def load_with_probe(
         composed, processor = open_classifier(folder)
         return composed.probe, composed.voxelfm, processor
     _check_is_probe(probe, folder)
-    with loading(probe, "a probe"):
+    with loading(probe, "a probe"), without_bars():
         head = VoxelFMProbe.from_pretrained(folder).eval()
     config = head.config
     base = model or config.base_model_name_or_path
@@ -98,7 +98,7 @@ def save_classifier(probe: str | Path, out: str | Path, *, model: str | Path | N
     """
     composed, processor = load_classifier(probe, model=model)
     source = resolve_model(probe)
-    with written_folder(Path(out)) as folder:
+    with written_folder(Path(out)) as folder, without_bars():
         composed.save_pretrained(folder)
         processor.save_pretrained(folder)
         for path in (*source.glob("*.png"), *source.glob("LICENSE")):
@@ -149,7 +149,7 @@ def _config_of(folder: Path) -> dict[str, Any]:
 
 def open_classifier(folder: Path) -> tuple[VoxelFMForImageClassification, VoxelFMImageProcessor]:
     """A folder of backbone and head in one; ModelError where it cannot be loaded."""
-    with loading(folder, "a probe with its backbone"):
+    with loading(folder, "a probe with its backbone"), without_bars():
         composed = VoxelFMForImageClassification.from_pretrained(folder).eval()
         processor = VoxelFMImageProcessor.from_pretrained(folder)
     set_up_processor(processor, composed.probe.config.processor)

@@ -18,6 +18,7 @@ from voxelfm_hf.eval.statistics.estimates import forget_patients
 from voxelfm_hf.eval.tasks import load_task
 from voxelfm_hf.eval.tasks.data import TaskData
 from voxelfm_hf.files import written_folder
+from voxelfm_hf.hub import without_bars
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.store import FeatureStore
 
@@ -119,7 +120,8 @@ def save_probe(
         facts: What the card should say of data, licence and command.
     """
     with written_folder(folder) as temporary:
-        probe.save_pretrained(temporary)
+        with without_bars():
+            probe.save_pretrained(temporary)
         pictures = save_probe_plots(temporary, probe, data, predictions)
         card = write_probe_card(probe, reports, data, pictures=pictures, facts=facts)
         (temporary / "README.md").write_text(card, encoding="utf-8")

@@ -6,10 +6,13 @@ import sys
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModel
+from transformers.utils import logging
 
 from tests.library.loopback_hub import hub_environment, loopback_hub
-from voxelfm_hf import load
+from voxelfm_hf import VoxelFMProbe, load, load_classifier, save_classifier
 from voxelfm_hf.hub import weight_hash
+from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
 from voxelfm_hf.probe_model import load_with_probe
 from voxelfm_hf.volumes.errors import ModelError
 
@@ -100,6 +103,32 @@ def test_damaged_weights_and_adapters_are_one_sentence(tmp_path, small_model):
     for name in ("unreadable", "incomplete"):
         with pytest.raises(ModelError, match="cannot be loaded as LoRA adapters"):
             load(tmp_path / name)
+
+
+def test_our_loading_shows_no_bars_and_leaves_those_of_the_user(small_model, tmp_path):
+    width = AutoConfig.from_pretrained(small_model).hidden_size
+    config = VoxelFMProbeConfig(
+        task="classification", head="linear", feature_size=width, id2label={0: "sick", 1: "ill"}
+    )
+    config.base_model_hash = weight_hash(small_model)
+    VoxelFMProbe(config).save_pretrained(tmp_path / "probe")
+    shown = []
+
+    def remember(factory, args, kwargs):
+        shown.append(kwargs.get("desc"))
+        return factory(*args, **kwargs)
+
+    before = logging.set_tqdm_hook(remember)
+    try:
+        load(small_model)
+        load_with_probe(tmp_path / "probe", model=small_model)
+        save_classifier(tmp_path / "probe", tmp_path / "whole", model=small_model)
+        load_classifier(tmp_path / "whole")
+        assert shown == []
+        AutoModel.from_pretrained(small_model)
+        assert shown == ["Loading weights"]
+    finally:
+        logging.set_tqdm_hook(before)
 
 
 def test_weight_hash_sees_every_value_but_not_the_file_layout(small_model, tmp_path):
