@@ -9,6 +9,9 @@ import torch
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
 from voxelfm_hf.volumes import Volume
 
+# What a survival probe gives; the unit of a survival is that of its times.
+LOG_RISK = "log risk"
+
 
 @dataclass(frozen=True, eq=False)
 class EncodedScan:
@@ -35,8 +38,9 @@ class Answer:
         values: Name -> probability, value in its unit, or log risk.
         positive: Finding -> whether its probability reaches the threshold.
         intervals: Target -> prediction interval.
-        units: Target -> unit, where known.
+        units: Target -> unit, where known; `LOG_RISK` for a log risk.
         survival: Time -> chance of no event until then.
+        time_unit: Unit of these times, where known.
         points_lps: (points, 3) x, y, z in mm.
         label_map: (D, H, W) classes on the grid of the volume; `volume.restore` puts it on the file's own grid.
         label_names: Class of the label map -> name.
@@ -50,6 +54,7 @@ class Answer:
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     units: dict[str, str] = field(default_factory=dict)
     survival: dict[float, float] = field(default_factory=dict)
+    time_unit: str = ""
     points_lps: np.ndarray | None = None
     label_map: np.ndarray | None = None
     label_names: dict[int, str] = field(default_factory=dict)
@@ -64,6 +69,7 @@ class Answer:
             "intervals": {name: [round(v, 4) for v in pair] for name, pair in self.intervals.items()},
             "units": self.units,
             "survival": {f"{time:g}": round(chance, 4) for time, chance in self.survival.items()},
+            "time_unit": self.time_unit,
             "points_lps_mm": [] if self.points_lps is None else self.points_lps.round(1).tolist(),
             "notes": list(self.notes),
         }
@@ -76,9 +82,8 @@ class Answer:
         """The answer in a few words, such as "nodule 0.81 (positive)"; a label map speaks for itself."""
         parts = []
         for name, value in self.values.items():
-            part = f"log risk of {name} {value:.3g}" if self.survival else f"{name} {value:.3g}"
-            if not self.survival and name in self.units:
-                part += f" {self.units[name]}"
+            unit = self.units.get(name, "")
+            part = f"{LOG_RISK} of {name} {value:.3g}" if unit == LOG_RISK else f"{name} {value:.3g} {unit}".rstrip()
             if name in self.intervals:
                 part += " ({:.3g} to {:.3g})".format(*self.intervals[name])
             if name in self.positive:
@@ -86,8 +91,7 @@ class Answer:
             parts.append(part)
         if self.survival:
             time, chance = list(self.survival.items())[-1]
-            unit = next((f" {unit}" for unit in self.units.values()), "")
-            parts.append(f"{chance:.0%} without event until {time:g}{unit}")
+            parts.append(f"{chance:.0%} without event until {time:g} {self.time_unit}".rstrip())
         for point in [] if self.points_lps is None else self.points_lps:
             parts.append("x {:.1f}, y {:.1f}, z {:.1f} mm".format(*point))
         return "; ".join(parts)

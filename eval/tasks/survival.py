@@ -10,7 +10,7 @@ import numpy as np
 from voxelfm_hf.eval.labels import LabelTable, survival_target
 from voxelfm_hf.eval.metrics import survival
 from voxelfm_hf.eval.metrics.scoring import metric_report
-from voxelfm_hf.eval.tasks.answer import Answer, EncodedScan, by_name, units_by_name
+from voxelfm_hf.eval.tasks.answer import LOG_RISK, Answer, EncodedScan, by_name
 from voxelfm_hf.eval.tasks.data import TaskData, open_data
 from voxelfm_hf.eval.tasks.fitting import FitOptions, fit_columns, probe_outputs, too_few, training_rows
 from voxelfm_hf.eval.tasks.kept import Judged, Tables, kept_column, kept_predictions, number_columns, over_seeds
@@ -121,7 +121,9 @@ def answer(probe: VoxelFMProbe, scan: EncodedScan) -> Answer:
     times = probe.config.baseline_times or []
     curve = probe.survival(risks, risks.new_tensor(times))[0].tolist() if times else []
     survival = dict(zip(times, curve, strict=True))
-    return Answer(values=by_name(probe, risks), survival=survival, units=units_by_name(probe))
+    values = by_name(probe, risks)
+    unit = next((unit for unit in probe.config.target_unit or () if unit), "")
+    return Answer(values=values, units=dict.fromkeys(values, LOG_RISK), survival=survival, time_unit=unit)
 
 
 def evaluate(

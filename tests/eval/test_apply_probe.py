@@ -71,6 +71,7 @@ def probe_needs_patches(name, options):
         ("classification", {"targets": ["sick"], "head": "pooler"}),
         ("regression", {"targets": ["size"], "units": ["mm"]}),
         ("survival", {}),
+        ("survival", {"unit": "months"}),
     ],
 )
 def test_a_scan_file_gives_what_its_stored_features_give(made, volume, name, options):
@@ -96,7 +97,11 @@ def test_a_scan_file_gives_what_its_stored_features_give(made, volume, name, opt
         expected = np.exp(-np.array(config.baseline_hazard) * np.exp(answer.values["event"]))
         assert answer.survival == pytest.approx(dict(zip(config.baseline_times, expected, strict=True)))
         risk, last = answer.values["event"], config.baseline_times[-1]
-        assert answer.text() == f"log risk of event {risk:.3g}; {expected[-1]:.0%} without event until {last:g}"
+        facts, unit = answer.facts(), options.get("unit")
+        assert facts["units"] == {"event": "log risk"} and facts.get("time_unit") == unit
+        assert list(facts["survival"]) == [f"{time:g}" for time in config.baseline_times]
+        until = f"{last:g} {unit}" if unit else f"{last:g}"
+        assert answer.text() == f"log risk of event {risk:.3g}; {expected[-1]:.0%} without event until {until}"
 
 
 def test_a_point_comes_back_in_millimetres(made, volume):
