@@ -5,10 +5,8 @@ An encoder that cannot be made, or data it cannot read, is a failure with its se
 
 import hashlib
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -19,11 +17,9 @@ from voxelfm_hf.eval.datasets import BenchmarkData
 from voxelfm_hf.eval.encoders import Encoder, EncoderSetup, make_encoder
 from voxelfm_hf.eval.labels import LabelTable
 from voxelfm_hf.files import written_file
+from voxelfm_hf.progress import Counter, Progress
 from voxelfm_hf.store import FeatureStore
 from voxelfm_hf.volumes.errors import VoxelFMError
-
-# what, steps done, steps in all
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass
@@ -146,18 +142,12 @@ def _fill_store(
 ) -> None:
     short = hashlib.sha256(f"{encoder.fingerprint} {needs_patches}".encode()).hexdigest()[:8]
     store = out / "stores" / f"{slug(entrant.name)}-{short}"
-    done, total = 0, len(run.data.tasks)
     what = f"{entrant.name}: features" if seed is None else f"{entrant.name}: features, seed {seed}"
-
-    def advance(_: Any) -> None:
-        nonlocal done
-        done += 1
-        progress(what, done, total)
-
-    progress(what, 0, total)
+    counter = Counter(progress, what)
+    counter.start(len(run.data.tasks))
     start = time.perf_counter()
     patches = needs_patches and encoder.gives_patches
-    summary = encoder.fill(run.data, store, patches=patches, on_scan=advance)
+    summary = encoder.fill(run.data, store, patches=patches, on_scan=counter.step)
     entrant.seconds += _spent(store, time.perf_counter() - start if summary.added else 0.0)
     entrant.fingerprint += encoder.fingerprint
     entrant.failures.update(summary.failures)
@@ -176,14 +166,7 @@ def _spent(store: Path, seconds: float) -> float:
 
 def enter_tuned(run: BenchmarkRun, out: Path, progress: Progress) -> None:
     """Adds every mode of fine-tuning of the encoders that can be fine-tuned."""
-    done, total = 0, len(run.data.tasks)
-
-    def advance(_: Any) -> None:
-        nonlocal done
-        done += 1
-        progress("inputs of fine-tuning", done, total)
-
-    inputs = TuningInputs(run.recipe, run.data, out, advance)
+    inputs = TuningInputs(run.recipe, run.data, out, progress)
     for entry in run.recipe.encoders:
         base = run.entrants.get(entry.title)
         if base is None:

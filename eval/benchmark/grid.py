@@ -14,7 +14,6 @@ from voxelfm_hf.eval.benchmark.cells import fit_cell, read_task
 from voxelfm_hf.eval.benchmark.entrants import (
     BenchmarkRun,
     Entrant,
-    Progress,
     enter_encoder,
     enter_tuned,
     own_baselines,
@@ -26,6 +25,7 @@ from voxelfm_hf.eval.datasets import BenchmarkData
 from voxelfm_hf.eval.labels import LabelTable
 from voxelfm_hf.eval.tasks.segmentation import MASK_COLUMNS, read_mask
 from voxelfm_hf.files import written_file
+from voxelfm_hf.progress import Progress, unwatched
 from voxelfm_hf.recipes import to_values
 from voxelfm_hf.volumes.errors import RecipeError, VoxelFMError
 
@@ -33,7 +33,7 @@ KEY, SECONDS = b"voxelfm_key", b"voxelfm_seconds"
 
 
 def run_benchmark(
-    recipe: BenchmarkRecipe, data: BenchmarkData, out: Path, *, progress: Progress = lambda what, done, total: None
+    recipe: BenchmarkRecipe, data: BenchmarkData, out: Path, *, progress: Progress = unwatched
 ) -> BenchmarkRun:
     """Embeds, fits and predicts whatever is missing in `out`.
 

@@ -9,13 +9,13 @@ from typing import Any
 import yaml
 
 from voxelfm_hf.eval.benchmark.card import write_report
-from voxelfm_hf.eval.benchmark.entrants import Progress
 from voxelfm_hf.eval.benchmark.grid import run_benchmark
 from voxelfm_hf.eval.benchmark.recipe import BenchmarkRecipe, read_recipe
 from voxelfm_hf.eval.benchmark.results import Results, score_benchmark
 from voxelfm_hf.eval.benchmark.tables import main_table, write_benchmark
 from voxelfm_hf.eval.datasets import BenchmarkData, load_dataset
 from voxelfm_hf.failures import FAILURES_FILE, FAILURES_SHOWN
+from voxelfm_hf.progress import Progress, unwatched
 from voxelfm_hf.recipes import find_recipe
 from voxelfm_hf.volumes.errors import RecipeError
 
@@ -41,7 +41,7 @@ def run_recipe(
     data: Path | None,
     out: Path,
     quick: bool = False,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = unwatched,
 ) -> Outcome:
     """Runs a recipe, or goes on with an interrupted run of it.
 

@@ -6,7 +6,6 @@ Retrieval fits no labels and is left out.
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,10 @@ from voxelfm_hf.eval.datasets import BenchmarkData
 from voxelfm_hf.eval.probes.finetune import Tuner
 from voxelfm_hf.eval.tasks.data import TaskData
 from voxelfm_hf.failures import FAILURES_FILE, failures_in_a_sentence
-from voxelfm_hf.features import EmbedOptions, Task
+from voxelfm_hf.features import EmbedOptions
 from voxelfm_hf.hub import EMBEDDED
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
+from voxelfm_hf.progress import Counter, Progress, unwatched
 from voxelfm_hf.recipes import to_values
 from voxelfm_hf.training.finetune.input_cache import prepare_inputs
 from voxelfm_hf.volumes.errors import VoxelFMError
@@ -65,13 +65,13 @@ class TuningInputs:
         recipe: The benchmark.
         data: Its scans.
         out: Its folder.
-        on_scan: Called after each scan.
+        progress: Told how far it is.
     """
 
     recipe: BenchmarkRecipe
     data: BenchmarkData
     out: Path
-    on_scan: Callable[[Task], None] | None = None
+    progress: Progress = unwatched
     failures: dict[str, str] = field(default_factory=dict)
 
     def tuned(self, entry: EncoderRecipe) -> dict[str, TunedEncoder]:
@@ -86,7 +86,10 @@ class TuningInputs:
             tile=self.recipe.tile,
             pad=True,
         )
-        inputs, failures = prepare_inputs(self.data.tasks, model, folder / "inputs", options, on_scan=self.on_scan)
+        counter = Counter(self.progress, f"{entry.title}: inputs of fine-tuning")
+        inputs, failures = prepare_inputs(
+            self.data.tasks, model, folder / "inputs", options, on_start=counter.start, on_scan=counter.step
+        )
         if failures:
             listed = failures_in_a_sentence(failures, inputs.folder / FAILURES_FILE)
             raise VoxelFMError(f"{len(failures)} inputs cannot be prepared: {listed}")

@@ -90,6 +90,7 @@ def prepare_inputs(
     folder: str | Path,
     options: EmbedOptions = EmbedOptions(),  # noqa: B008 (frozen)
     *,
+    on_start: Callable[[int], None] | None = None,
     on_scan: Callable[[Task], None] | None = None,
 ) -> tuple[InputCache, dict[str, str]]:
     """Prepares scans with a model's processor and keeps the inputs; those there already are left alone.
@@ -101,7 +102,8 @@ def prepare_inputs(
         model: Folder or Hub repository whose processor and training crop are used.
         folder: Of the cache, created when new.
         options: How to read and prepare; the precision and the patches of features do not matter here.
-        on_scan: Called after each scan that this process prepares.
+        on_start: Called with the number of scans this process will prepare.
+        on_scan: Called after each of them.
 
     Returns:
         The cache, and the reason of each failure by id.
@@ -126,6 +128,8 @@ def prepare_inputs(
     state.wait_for_everyone()  # every process has seen the same files before the first is added
     todo = [task for task in tasks if not present.issuperset(task.identifiers)]
     share = todo[state.process_index :: state.num_processes]
+    if on_start:
+        on_start(len(share))
     known = {name: cache.input_hash(name) for name in present}
     failures = mistaken(tasks[state.process_index :: state.num_processes], known, options, cache.folder)
     for task, results in prepared_scans(share, processor, options, region_size=region_size, present=present):

@@ -1,5 +1,7 @@
 """What the subcommands of `voxelfm` share: the app, consoles, progress and the report of failures."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +11,7 @@ from rich.console import Console
 from voxelfm_hf import __version__
 from voxelfm_hf.command import EXIT_BAD_INPUT, EXIT_PARTLY_FAILED
 from voxelfm_hf.failures import FAILURES_FILE, FAILURES_SHOWN, alike
+from voxelfm_hf.progress import Progress
 
 app = typer.Typer(
     name="voxelfm",
@@ -62,6 +65,26 @@ def advance(progress, unit: str, *, done: int | None = None, total: int | None =
     completed = task.completed + 1 if done is None else done
     rate = completed / max(task.elapsed or 0, 1e-9)
     progress.update(task.id, completed=completed, total=total or task.total, rate=f"{rate:.2g} {unit}")
+
+
+@contextmanager
+def bar_of_parts(unit: str) -> Iterator[Progress]:
+    """A bar for work of several parts, each with a rate and a time left of its own; seen once the first part begins."""
+    bar = progress_bar(1, "")
+    task = bar.tasks[0]
+
+    def progress(part: str, done: int, total: int) -> None:
+        bar.start()
+        if done == 0:
+            bar.reset(task.id, total=total, description=plain(part), rate="")
+            return
+        bar.update(task.id, description=plain(part))
+        advance(bar, unit, done=done, total=total)
+
+    try:
+        yield progress
+    finally:
+        bar.stop()
 
 
 def say_failed(reason: str) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from voxelfm_hf.cli.app import advance, app, console, plain, progress_bar, quiet_libraries, say_failed
+from voxelfm_hf.cli.app import app, bar_of_parts, console, plain, quiet_libraries, say_failed
 from voxelfm_hf.command import EXIT_PARTLY_FAILED
 
 
@@ -29,13 +29,7 @@ def benchmark(
     from voxelfm_hf.eval.benchmark.run import run_recipe
 
     quiet_libraries()
-    bar = progress_bar(1, "benchmark")
-    with bar:
-
-        def progress(what: str, done: int, total: int) -> None:
-            bar.update(bar.task_ids[0], description=plain(what))
-            advance(bar, "steps/s", done=done, total=total)
-
+    with bar_of_parts("steps/s") as progress:
         finished = run_recipe(recipe, data=data, out=out, quick=quick, progress=progress)
     for table in finished.tables:
         console.print(table, soft_wrap=False)
