@@ -4,6 +4,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from voxelfm_hf.eval.tasks.data import TaskData
 from voxelfm_hf.files import written_folder
 from voxelfm_hf.hub import without_bars
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
+from voxelfm_hf.progress import Progress, unwatched
 from voxelfm_hf.store import FeatureStore
 
 
@@ -31,6 +33,7 @@ def fit_and_evaluate(
     read: Mapping[str, Any],
     fit: Mapping[str, Any] | None = None,
     evaluate: Mapping[str, Any] | None = None,
+    progress: Progress = unwatched,
 ) -> tuple[VoxelFMProbe | None, dict[str, dict], TaskData, Any]:
     """Fits a probe and scores it on the test rows, which nothing before has looked at.
 
@@ -41,22 +44,29 @@ def fit_and_evaluate(
         read: Options of the task's `read`: targets and so on.
         fit: Options of its `fit`: head, settings, seed...
         evaluate: Options of its `evaluate`: replicates, seed...
+        progress: Told how far reading, fitting and scoring are.
 
     Returns:
         The probe with its metrics in the config (None for retrieval), the reports by target, the data, the test
         predictions.
     """
     module = load_task(task)
+    progress("reading", 0, 1)
     data = module.read(store, labels, **read)
+    progress("reading", 1, 1)
     started = time.perf_counter()
-    probe = module.fit(data, **(fit or {}))
+    probe = module.fit(data, **{"on_epoch": partial(progress, "fitting"), **(fit or {})})
+    progress("scores", 0, 1)
     test = data.rows("test")
     predictions = module.predict(probe, data, test)
     seconds = time.perf_counter() - started
     if probe is None:
-        return None, _evaluated(predictions, data, test, **(evaluate or {})), data, predictions
-    probe.config.fit = {**(probe.config.fit or {}), "seconds": round(seconds, 1), "machine": machine()}
-    return probe, score_predictions(predictions, probe, data, test, **(evaluate or {})), data, predictions
+        reports = _evaluated(predictions, data, test, **(evaluate or {}))
+    else:
+        probe.config.fit = {**(probe.config.fit or {}), "seconds": round(seconds, 1), "machine": machine()}
+        reports = score_predictions(predictions, probe, data, test, **(evaluate or {}))
+    progress("scores", 1, 1)
+    return probe, reports, data, predictions
 
 
 def score_predictions(

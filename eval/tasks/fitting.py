@@ -1,6 +1,6 @@
 """What the tasks share in fitting and applying a probe."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -49,6 +49,7 @@ class FitOptions(TypedDict, total=False):
         train: Training rows in place of the whole training split.
         seed: Of the fit.
         device: Where to compute.
+        on_epoch: Called with the epochs done and the most there can be; a fit may stop early.
     """
 
     head: str | None
@@ -57,6 +58,7 @@ class FitOptions(TypedDict, total=False):
     train: np.ndarray | None
     seed: int
     device: str
+    on_epoch: Callable[[int, int], None] | None
 
 
 def fit_columns(
@@ -69,6 +71,7 @@ def fit_columns(
     train: np.ndarray | None = None,
     seed: int = 0,
     device: str = "cpu",
+    on_epoch: Callable[[int, int], None] | None = None,
 ) -> VoxelFMProbe:
     """Fits one probe for every target side by side and joins them to a model; heads on patches and exclusive classes
     have one fit for all targets.
@@ -76,7 +79,7 @@ def fit_columns(
     Args:
         data: The task data with targets (n, k).
         fields: Further fields of the probe's configuration.
-        head, head_hidden_size, settings, train, seed, device: See `FitOptions`.
+        head, head_hidden_size, settings, train, seed, device, on_epoch: See `FitOptions`.
 
     Returns:
         The probe with `fit` of its configuration filled in.
@@ -105,7 +108,7 @@ def fit_columns(
         if reason:
             raise LabelError(f"{title}: {reason}")
         jobs.append(ProbeJob(title, column, known, held, seed, data.annotated))
-    fits = fit_probes(features, jobs, single, settings=settings, device=device)
+    fits = fit_probes(features, jobs, single, settings=settings, device=device, on_epoch=on_epoch)
     probe = make_probe(whole, fits, features)
     probe.config.fit = {
         **fit_facts(data, train, seed),

@@ -64,9 +64,18 @@ def test_frozen_is_what_voxelfm_probe_gives(made):
     """Inputs kept in 16 bits move the frozen features, and the probe's answers, by less than any score shows."""
     small, _ = made
     store, labels = FeatureStore(small.folder / "store"), read_labels(small.folder / "labels.csv")
+    told = []
     probe, reports, data, predictions = fit_and_evaluate(
-        store, labels, task="classification", read={"targets": ["stripes", "other"]}, fit={"seed": 3}
+        store,
+        labels,
+        task="classification",
+        read={"targets": ["stripes", "other"]},
+        fit={"seed": 3},
+        progress=lambda *place: told.append(place),
     )
+    assert list(dict.fromkeys(part for part, _, _ in told)) == ["reading", "fitting", "scores"]
+    epochs = [done for part, done, _ in told if part == "fitting"]
+    assert epochs == list(range(len(epochs))) and len(epochs) > 10
     tuned = Tuner(small.model, small.inputs, SETTINGS).fit(data, mode="frozen", seed=3)
     ours = classification.predict(tuned.probe, tuned.data, data.rows("test"))
     np.testing.assert_allclose(ours, predictions, atol=2e-3)

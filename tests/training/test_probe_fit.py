@@ -136,6 +136,20 @@ def test_a_fit_stops_when_its_patience_is_out_and_keeps_its_best_epoch(data):
     assert torch.equal(until_then.state["weight"], fit.state["weight"]) and until_then.score == fit.score
 
 
+def test_epochs_are_told_from_the_first_on_over_all_groups_of_fits(data):
+    short = replace(DEFAULT_SETTINGS["mlp"], epochs=3, evaluate_every=2)
+    jobs = [job(data, "finding", seed=seed) for seed in (0, 0, 1)]  # fits of one seed run side by side
+    told = []
+    fit_probes(
+        data["features"],
+        jobs,
+        config(head="mlp", head_hidden_size=4),
+        settings=short,
+        on_epoch=lambda done, total: told.append((done, total)),
+    )
+    assert told == [(done, 6) for done in (0, 1, 2, 3, 3, 4, 5, 6)]
+
+
 def test_balanced_fits_keep_the_prevalence(data):
     rare = ((data["finding"][:, 0] == 1) & (np.arange(300) % 3 == 0)).astype(float)[:, None]
     prevalence = rare[TRAIN].mean()

@@ -9,7 +9,7 @@ descent early acts like a ridge penalty, while Adam moves every useless directio
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -34,6 +34,7 @@ def fit_probes(
     *,
     settings: ProbeSettings | None = None,
     device: str = "cpu",
+    on_epoch: Callable[[int, int], None] | None = None,
 ) -> list[FittedProbe]:
     """Fits every job with a head of the given configuration.
 
@@ -43,6 +44,7 @@ def fit_probes(
         config: Task, head and sizes; one output for each job that fits a single label.
         settings: How to fit; by default what suits the head.
         device: Where to compute.
+        on_epoch: Called with the epochs done and the most there can be, all fits together; first with 0 done.
 
     Returns:
         One fit a job, in the order of the jobs.
@@ -51,11 +53,18 @@ def fit_probes(
     if config.family.risk_sets and settings.batch_size is not None:
         settings = replace(settings, batch_size=None)
     found: dict[int, FittedProbe] = {}
-    for group in _groups(jobs, config, settings):
+    groups = _groups(jobs, config, settings)
+    for number, group in enumerate(groups):
+        before, total = number * settings.epochs, len(groups) * settings.epochs
+
+        def tell(epoch: int, before: int = before, total: int = total) -> None:
+            if on_epoch:
+                on_epoch(before + epoch, total)
+
         chosen = [jobs[index] for index in group]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(chosen[0].seed)
-            fits = FitGroup(features, chosen, config, settings, device).fit()
+            fits = FitGroup(features, chosen, config, settings, device).fit(tell)
         found.update(zip(group, fits, strict=True))
         logger.debug("fitted %d probes of seed %d", len(group), chosen[0].seed)
     return [found[index] for index in range(len(jobs))]

@@ -1,6 +1,6 @@
 """The loop behind `fit_probes`: jobs of one seed, fitted together until each has stopped improving."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -49,8 +49,8 @@ class FitGroup:
             self.train_weights = row_weights(self.targets, [job.train for job in jobs], config, **balance)
             self.validation_weights = row_weights(self.targets, [job.validation for job in jobs], config, **balance)
 
-    def fit(self) -> list[FittedProbe]:
-        """Runs the loop and gives back the best weights of every job."""
+    def fit(self, on_epoch: Callable[[int], None] = lambda epoch: None) -> list[FittedProbe]:
+        """Runs the loop and gives back the best weights of every job; `on_epoch` is called before it and after each."""
         settings, count = self.settings, len(self.jobs)
         parameters = list(self.stack.parameters())
         decayed = [p for name, p in self.stack.named_parameters() if "bias" not in name]
@@ -67,6 +67,7 @@ class FitGroup:
         stalled = torch.zeros(count, dtype=torch.long)
         unwatched = torch.tensor([len(job.validation) == 0 for job in self.jobs])
         epoch = 0
+        on_epoch(epoch)
         for epoch in range(1, settings.epochs + 1):
             if settings.schedule == "cosine":
                 share = (1 + np.cos(np.pi * (epoch - 1) / settings.epochs)) / 2
@@ -77,6 +78,7 @@ class FitGroup:
                     parameter_group["momentum"] = max(epoch - 1, 1e-3) / (epoch + 2)
             self._train_one_epoch(optimizer)
             if epoch % settings.evaluate_every and epoch != settings.epochs:
+                on_epoch(epoch)
                 continue
             current = torch.where(unwatched, float(epoch), self._validate())
             better = current > best_score
@@ -88,6 +90,7 @@ class FitGroup:
                     kept[places] = parameter.detach()[places]
             best_score, best_epoch = torch.where(better, current, best_score), torch.where(better, epoch, best_epoch)
             stalled = torch.where(better, 0, stalled + 1)
+            on_epoch(epoch)
             if (stalled >= settings.patience).all():
                 break
         with torch.no_grad():

@@ -10,6 +10,7 @@ import typer
 from voxelfm_hf.cli.app import (
     advance,
     app,
+    bar_of_parts,
     console,
     end_batch,
     errors,
@@ -63,13 +64,15 @@ def probe(
     from voxelfm_hf.store import FeatureStore
 
     quiet_libraries()
-    fitted, reports, data, predictions = fit_and_evaluate(
-        FeatureStore(store),
-        read_labels(labels, id_column=id_column, patient_column=read.get("patient_column")),
-        task=task,
-        read=read,
-        fit={"seed": seed},
-    )
+    with bar_of_parts("steps/s") as progress:
+        fitted, reports, data, predictions = fit_and_evaluate(
+            FeatureStore(store),
+            read_labels(labels, id_column=id_column, patient_column=read.get("patient_column")),
+            task=task,
+            read=read,
+            fit={"seed": seed},
+            progress=progress,
+        )
     for note in data.notes:
         errors.print(f"note: {plain(note)}", soft_wrap=True)
     for name, report in reports.items():
