@@ -133,12 +133,11 @@ def predict(
     # On a terminal what prints beside a bar has to know of it.
     answers = progress.console if console.is_terminal and errors.is_terminal else console
 
-    def show(task: Any, identifier: str, facts: dict[str, Any]) -> None:
-        name = identifier if task.scan.named or task.regions else str(task.scan.path)
+    def show(_: Any, identifier: str, facts: dict[str, Any]) -> None:
         if as_json:
-            print(json.dumps({"scan": name, **facts}))
+            print(json.dumps({"scan": identifier, **facts}))
             return
-        answers.print(f"[bold]{plain(name)}[/]")
+        answers.print(f"[bold]{plain(identifier)}[/]")
         for key, value in facts.items():
             answers.print(f"  {key.replace('_', ' ')}: {plain(json.dumps(value))}")
 
