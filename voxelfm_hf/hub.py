@@ -17,6 +17,8 @@ PUBLISHED = {"rmaguado/VoxelFM": ("vitb_3d/checkpoints/99999.pth", "vitb_3d/conf
 DTYPES = ("float32", "bfloat16", "float16")
 # The small model inside the package, wherever a model is named.
 EMBEDDED = "tiny"
+# What to do about an encoder that cannot be found.
+_OTHER_ENCODER = f"the model of the package is called {EMBEDDED}"
 # Marks a folder of LoRA adapters, as peft writes it.
 ADAPTER_CONFIG = "adapter_config.json"
 # Beside a fine-tuned backbone: how it was made, and the hash of the weights it was made from.
@@ -91,8 +93,17 @@ def without_bars() -> Iterator[None]:
         logging.set_tqdm_hook(before)
 
 
-def resolve_model(model: str | Path, *, revision: str | None = None) -> Path:
-    """The local folder of a model: itself, or the cached snapshot of a Hub repository."""
+def resolve_model(model: str | Path, *, revision: str | None = None, advice: str = _OTHER_ENCODER) -> Path:
+    """The local folder of a model: itself, or the cached snapshot of a Hub repository.
+
+    Args:
+        model: A folder, a Hub repository or a name of this package.
+        revision: Branch, tag or commit on the Hub.
+        advice: What to do where it cannot be found, for what is no encoder.
+
+    Raises:
+        ModelError: it cannot be found or fetched.
+    """
     if Path(model).is_dir():
         return Path(model)
     if str(model) == EMBEDDED:
@@ -107,9 +118,9 @@ def resolve_model(model: str | Path, *, revision: str | None = None) -> Path:
     try:
         return Path(snapshot_download(str(model), revision=revision, ignore_patterns=["*.pth", "*.bin", "*.pt"]))
     except HFValidationError:
-        raise ModelError(f"{model} is neither a folder nor the name of a Hub repository") from None
+        raise ModelError(f"{model} is neither a folder nor the name of a Hub repository; {advice}") from None
     except LocalEntryNotFoundError:
-        raise _out_of_reach(model) from None
+        raise _out_of_reach(model, advice) from None
     except (HfHubHTTPError, OSError) as error:
         raise ModelError(f"{model} cannot be fetched from the Hub ({type(error).__name__})") from None
 
@@ -157,11 +168,8 @@ def quiet_peft() -> Iterator[None]:
         yield
 
 
-def _out_of_reach(model: str | Path) -> ModelError:
-    return ModelError(
-        f"{model} is not a folder, is not in the cache, and the Hub cannot be reached; the model of the package is "
-        f"called {EMBEDDED}"
-    )
+def _out_of_reach(model: str | Path, advice: str) -> ModelError:
+    return ModelError(f"{model} is not a folder, is not in the cache, and the Hub cannot be reached; {advice}")
 
 
 def _converted(repository: str, revision: str | None) -> Path:
@@ -173,7 +181,7 @@ def _converted(repository: str, revision: str | None) -> Path:
     try:
         checkpoint, config = (hf_hub_download(repository, file, revision=revision) for file in PUBLISHED[repository])
     except LocalEntryNotFoundError:
-        raise _out_of_reach(repository) from None
+        raise _out_of_reach(repository, _OTHER_ENCODER) from None
     except (HfHubHTTPError, OSError) as error:
         raise ModelError(f"{repository} cannot be fetched from the Hub ({type(error).__name__})") from None
     commit = Path(checkpoint).parents[len(Path(PUBLISHED[repository][0]).parts) - 1].name

@@ -19,6 +19,9 @@ from voxelfm_hf.release.folder import PLACEHOLDER
 from voxelfm_hf.store import is_feature_store
 from voxelfm_hf.volumes.errors import ModelError
 
+# Where a probe comes from, for those that cannot be found or are something else.
+FITTED = "name a folder that `voxelfm probe` wrote"
+
 
 def load_with_probe(
     probe: str | Path, *, model: str | Path | None = None, dtype: torch.dtype | None = None
@@ -33,7 +36,7 @@ def load_with_probe(
     Raises:
         ModelError: the probe or the backbone cannot be found, or it has other weights than the probe was fitted on.
     """
-    folder = resolve_model(probe)
+    folder = resolve_model(probe, advice=FITTED)
     if is_classifier(folder):
         composed, processor = open_classifier(folder)
         return composed.probe, composed.voxelfm, processor
@@ -43,9 +46,12 @@ def load_with_probe(
     config = head.config
     base = model or config.base_model_name_or_path
     if base is None:
-        raise ModelError(f"{probe} does not name its backbone: say which model to use")
+        raise ModelError(f"{probe} does not name its backbone: say which model to use (--model of `voxelfm predict`)")
     if model is None and is_local_elsewhere(base):
-        raise ModelError(f"{probe} was fitted on features of a local folder named {base}: say where that model is")
+        raise ModelError(
+            f"{probe} was fitted on features of a local folder named {base}: say where that model is (--model of "
+            "`voxelfm predict`, model= in Python)"
+        )
     backbone = resolve_model(base)
     try:
         head.check_features(weight_hash(backbone))
@@ -73,7 +79,7 @@ def load_classifier(
     Raises:
         ModelError: as in `load_with_probe`, or a probe whose answers are points or maps, or of features made in tiles.
     """
-    folder = resolve_model(probe)
+    folder = resolve_model(probe, advice=FITTED)
     if is_classifier(folder):
         return open_classifier(folder)
     head, network, processor = load_with_probe(probe, model=model, dtype=torch.float32)
@@ -97,7 +103,7 @@ def save_classifier(probe: str | Path, out: str | Path, *, model: str | Path | N
         ModelError: as in `load_classifier`.
     """
     composed, processor = load_classifier(probe, model=model)
-    source = resolve_model(probe)
+    source = resolve_model(probe, advice=FITTED)
     with written_folder(Path(out)) as folder, without_bars():
         composed.save_pretrained(folder)
         processor.save_pretrained(folder)
@@ -135,7 +141,7 @@ def _check_is_probe(name: str | Path, folder: Path) -> None:
         found = f"it is a {kind} model"
     else:
         return
-    raise ModelError(f"{name} cannot be loaded as a probe: {found}; name a folder that `voxelfm probe` wrote")
+    raise ModelError(f"{name} cannot be loaded as a probe: {found}; {FITTED}")
 
 
 def _config_of(folder: Path) -> dict[str, Any]:

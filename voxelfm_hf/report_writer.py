@@ -66,7 +66,7 @@ class ReportWriter:
         dtype: str = "auto",
         device: str = "cpu",
     ):
-        folder = resolve_model(model)
+        folder = resolve_model(model, advice="name the folder of a report model")
         if not (folder / "config.json").is_file():
             raise ModelError(f"{model} has no config.json: it is not a model folder of transformers")
         with loading(model, "a report model"):

@@ -129,7 +129,9 @@ def test_a_region_is_another_question_than_its_scan(made, volume):
 
 def test_the_wrong_or_an_unknown_backbone_is_refused(made, tmp_path):
     folder, _ = fitted(made, "classification", targets=["sick"])
-    with pytest.raises(ModelError, match="local folder named model: say where that model is"):
+    with pytest.raises(ModelError, match="that `voxelfm probe` wrote$"):
+        ProbeReader(tmp_path / "missing", model=made / "model")
+    with pytest.raises(ModelError, match="local folder named model: say where that model is \\(--model"):
         ProbeReader(folder)
     save_small_model(tmp_path / "other", patch_size=8, seed=1)
     with pytest.raises(ModelError, match="embed the scans with that model"):

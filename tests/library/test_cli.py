@@ -1,5 +1,6 @@
 """The command as a user meets it: output, exit codes, one-sentence errors."""
 
+import csv
 import json
 import os
 import shutil
@@ -193,7 +194,9 @@ def test_probe_fits_and_answers_from_a_file(small_model, tmp_path):
 
     scan = tmp_path / "scans" / "0.nii.gz"
     unnamed = voxelfm("predict", scan, "--probe", probe)
-    assert unnamed.returncode == 2 and "say where that model is" in unnamed.stderr
+    assert unnamed.returncode == 2 and "say where that model is" in unnamed.stderr and "--model" in unnamed.stderr
+    gone = voxelfm("predict", scan, "--probe", tmp_path / "missing", "--model", small_model)
+    assert gone.returncode == 2 and "tiny" not in gone.stderr and "that `voxelfm probe` wrote" in gone.stderr
     other = voxelfm("predict", scan, "--probe", probe, "--model", "tiny")
     assert other.returncode == 2 and "weights" in other.stderr
     arguments = ["predict", scan, tmp_path / "gone.nii", "--probe", probe, "--model", small_model, "--json"]
@@ -201,6 +204,10 @@ def test_probe_fits_and_answers_from_a_file(small_model, tmp_path):
     assert answered.returncode == 3 and "gone.nii" in answered.stderr
     answer = json.loads(answered.stdout)
     assert 0 <= answer["values"]["effusion"] <= 1
+    with open(tmp_path / "answers" / "predictions.csv", newline="") as file:
+        assert [row["id"] for row in csv.DictReader(file)] == [answer["scan"]] == ["scans/0.nii.gz"]
+    alone = voxelfm("predict", scan, "--probe", probe, "--model", small_model)
+    assert alone.returncode == 0 and "0.nii.gz\n" in alone.stdout and str(tmp_path) not in alone.stdout
     assert (tmp_path / "answers" / "scans" / "0.nii.gz" / "picture.png").is_file()
     assert "gone.nii" in (tmp_path / "answers" / "failures.csv").read_text()
     wrong = voxelfm("probe", store, tmp_path / "labels.csv", "--task", "nonsense", "--out", tmp_path / "x")
@@ -213,6 +220,8 @@ def test_reports_of_scans_of_one_name_do_not_overwrite_each_other(scan_folder, t
     same = (scan_folder / "series", tmp_path / "other" / "series")
     done = voxelfm("report", *same, "--model", tmp_path / "none", "--out", tmp_path / "written")
     assert done.returncode == 2 and "same name" in done.stderr and not (tmp_path / "written").exists()
+    done = voxelfm("report", scan_folder / "a.nii.gz", "--model", tmp_path / "none")
+    assert done.returncode == 2 and "tiny" not in done.stderr and "the folder of a report model" in done.stderr
 
 
 def test_a_folder_in_use_is_refused_before_test_scans_are_scored(tmp_path, monkeypatch):
