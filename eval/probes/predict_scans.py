@@ -67,7 +67,7 @@ def predict_scans(
                 facts, made_of = _stored(folder / identifier)
                 taken = hashes[identifier]
                 if is_other(made_of, taken):
-                    summary.failures[identifier] = other_input(identifier, folder)
+                    summary.failures[identifier] = other_input(identifier, folder, is_region=region is not None)
                     if on_failure:
                         on_failure(summary.failures[identifier])
                     continue

@@ -199,6 +199,7 @@ def test_an_answer_is_never_given_for_another_scan_or_place_of_the_same_id(made,
         tasks_of(tmp_path / "other" / "scan.nii.gz"), reader, tmp_path / "out", on_answer=lambda *a: shown.append(a[1])
     )
     assert "scan.nii.gz" in refused.failures["scan.nii.gz"] and "another scan" in refused.failures["scan.nii.gz"]
+    assert "--regions" not in refused.failures["scan.nii.gz"]
     assert (shown, refused.present, refused.added) == ([], 0, 0)
     # The same scan elsewhere is the same scan.
     shutil.copytree(tmp_path / "first", tmp_path / "moved")
@@ -208,4 +209,5 @@ def test_an_answer_is_never_given_for_another_scan_or_place_of_the_same_id(made,
     places = [Task(task.scan, (Region("a#point", (x, -10.0, 60.0), 9.0),)) for x in (-10.0, -12.0)]
     predict_scans(places[:1], reader, tmp_path / "points")
     assert predict_scans(places[:1], reader, tmp_path / "points").present == 1
-    assert "another scan, place" in predict_scans(places[1:], reader, tmp_path / "points").failures["a#point"]
+    refusal = predict_scans(places[1:], reader, tmp_path / "points").failures["a#point"]
+    assert "another scan, place" in refusal and "name a new --out, or use --regions with ids" in refusal

@@ -39,11 +39,13 @@ def is_other(stored: str | None, asked: str | None) -> bool:
     return None not in (stored, asked) and stored != asked
 
 
-def other_input(identifier: str, where: Path) -> str:
+def other_input(identifier: str, where: Path, *, is_region: bool) -> str:
     """The sentence for an id that stands for something else in a folder of results."""
+    ids = "use --regions with ids" if is_region else "give ids"
+    column = "column id" if is_region else "column id of a CSV list"
     return (
         f"{identifier}: {where} holds what was made of another scan, place or way of reading under this id: name a new "
-        "folder, or give ids of your own (column id of a CSV list or of the regions)"
+        f"--out, or {ids} of your own ({column})"
     )
 
 

@@ -205,7 +205,7 @@ def mistaken(
     """
     there = [task for task in tasks if any(known.get(identifier) is not None for identifier in task.identifiers)]
     return {
-        identifier: other_input(identifier, folder)
+        identifier: other_input(identifier, folder, is_region=bool(task.regions))
         for task in there
         for identifier, asked in options.input_hashes(task).items()
         if is_other(known.get(identifier), asked)
