@@ -1,11 +1,12 @@
 """Files and folders that are there whole or not at all."""
 
 import errno
+import hashlib
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -120,3 +121,9 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def state_of(files: Iterable[Path]) -> str:
+    """A short text that changes with files: of the SHA-256 of their names, sizes and times."""
+    facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files)]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]

@@ -103,8 +103,8 @@ def _submit(pool: ProcessPoolExecutor, work: Callable[[Any], Any], task: Any) ->
     A pool that is cut off while it starts a worker does not know of it: its locks are gone when the worker asks for
     them, which ends with a traceback.
     """
-    if threading.current_thread() is not threading.main_thread():  # others are not interrupted
-        return pool.submit(work, task)
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
+        return pool.submit(work, task)  # other threads are not interrupted; a handler not of Python cannot be put back
     pressed = False
 
     def remember(*_: Any) -> None:

@@ -12,6 +12,7 @@ the scans it was working on.
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -23,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from voxelfm_hf.failures import read_failures
-from voxelfm_hf.files import only_writer, written_file
+from voxelfm_hf.files import only_writer, state_of, written_file
 from voxelfm_hf.volumes.errors import StoreError, VoxelFMError
 
 ROWS_A_PART = 256
@@ -38,6 +39,9 @@ Features of CT scans made with voxelfm_hf: one row a scan or region, `cls` holds
 model, its weight hash and the processor's settings; `failures.csv` lists what could not be embedded. Where they were
 asked for, patch features lie in `patches/ID.safetensors` as (d, h, w, C).
 """
+# `datasets` finds what it has read of a folder again by the folder's name and this header: the header changes with the
+# parts, or it would give the rows of another store of the same name, or those from before a scan was added.
+_HEADER = re.compile(r"^  data_files: features-\*\.parquet\n(  description: .*\n)?", re.MULTILINE)
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -142,6 +146,7 @@ class StoreWriter(FeatureStore):
             _create(folder, run)
         super().__init__(folder)
         _refuse_other_settings(self.folder, self.run, run)
+        self._write_header()
         self._rank = rank
         self._rows: list[dict[str, Any]] = []
         own = sorted(self.folder.glob(f"features-{rank:03d}-*.parquet"))
@@ -175,6 +180,18 @@ class StoreWriter(FeatureStore):
     def _write_part(self) -> None:
         with written_file(self.folder / f"features-{self._rank:03d}-{self._part:05d}.parquet") as path:
             pq.write_table(pa.Table.from_pylist(self._rows, schema=SCHEMA), path, compression="zstd")
+        self._write_header()
+
+    def _write_header(self) -> None:
+        readme = self.folder / "README.md"
+        if not readme.is_file():
+            return
+        text = readme.read_text(encoding="utf-8")
+        state = state_of(self.folder.glob("features-*.parquet"))
+        changed = _HEADER.sub(f"  data_files: features-*.parquet\n  description: {state}\n", text, count=1)
+        if changed != text:
+            with written_file(readme) as path:
+                path.write_text(changed, encoding="utf-8")
 
 
 @contextmanager

@@ -60,6 +60,35 @@ def test_datasets_opens_a_store(small_model, scan_folder, tmp_path):
     assert len(rows[0]["cls"]) == 36
 
 
+def test_datasets_never_gives_the_rows_of_another_store_or_of_yesterday(small_model, scan_folder, tmp_path):
+    import datasets
+
+    def rows(place: str) -> int:
+        folder = str(tmp_path / place / "features")
+        return len(datasets.load_dataset(folder, split="train", cache_dir=str(tmp_path / "cache")))
+
+    tasks = tasks_of(scan_folder)
+    embed_scans(tasks, small_model, tmp_path / "one" / "features", FP32)
+    embed_scans(tasks[:1], small_model, tmp_path / "two" / "features", FP32)
+    assert rows("one") == 3 and rows("two") == 1
+    embed_scans(tasks, small_model, tmp_path / "two" / "features", FP32)
+    assert rows("two") == 3 and rows("one") == 3
+
+
+def test_what_a_user_wrote_about_a_store_stays(small_model, scan_folder, tmp_path):
+    tasks = tasks_of(scan_folder)
+    embed_scans(tasks[:1], small_model, tmp_path / "store", FP32)
+    readme = tmp_path / "store" / "README.md"
+    readme.write_text(readme.read_text().replace("---\nconfigs", "---\nlicense: mit\nconfigs") + "\nOurs.\n")
+    before = readme.read_text()
+    embed_scans(tasks, small_model, tmp_path / "store", FP32)
+    after = readme.read_text()
+    assert after != before
+    assert [line for line in after.splitlines() if "description:" not in line] == [
+        line for line in before.splitlines() if "description:" not in line
+    ]
+
+
 def test_worker_processes_give_the_same_store(process_server, small_model, scan_folder, tmp_path):
     options = EmbedOptions(dtype="bfloat16")
     embed_scans(tasks_of(scan_folder), small_model, tmp_path / "one", options)

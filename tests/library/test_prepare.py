@@ -119,6 +119,17 @@ def test_datasets_loads_the_folder(scans, tmp_path):
     np.testing.assert_array_equal(hu, rows_of(tmp_path / "out")[row["id"]]["hu"])
 
 
+def test_datasets_never_gives_the_rows_of_another_folder_of_the_same_name(scans, tmp_path):
+    quick(scans, tmp_path / "one" / "shards", describe=True)
+    quick(scans / "p1", tmp_path / "two" / "shards", describe=True)
+    lengths = [
+        len(datasets.load_dataset(str(tmp_path / name / "shards"), split="train", cache_dir=str(tmp_path / "cache")))
+        for name in ("one", "two")
+    ]
+    assert lengths == [len(rows_of(tmp_path / name / "shards")) for name in ("one", "two")]
+    assert lengths[0] > lengths[1]
+
+
 def test_failures_are_named_and_tried_again_and_nothing_else_is_read_twice(scans, tmp_path, monkeypatch):
     out = tmp_path / "out"
     broken = scans / "p1" / "ct.nii.gz"

@@ -31,6 +31,7 @@ def interrupted(*arguments):
     signal.raise_signal(signal.SIGINT)
     return ends
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     forkserver.connect_to_new_process = interrupted
     try:
         list(read_ahead(double, range(9), workers=2))

@@ -7,7 +7,7 @@ from typing import Any
 from voxelfm_hf.cards import NO_LICENSE, TAGS, render_card
 from voxelfm_hf.data.measure import AXES, CONTRAST_NOTE, REGION_NOTE, TISSUES_HU
 from voxelfm_hf.data.shards import COLUMNS
-from voxelfm_hf.files import written_file
+from voxelfm_hf.files import state_of, written_file
 from voxelfm_hf.markdown import cell
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -39,7 +39,9 @@ def write_card(
     configs: dict[str, Any] = {}
     if description["prepared"]:
         files = [{"split": "train", "path": "data/*.parquet"}]
-        configs["configs"] = [{"config_name": "default", "data_files": files}]
+        # `datasets` finds what it has read of a folder again by the folder's name and this header, not by its files.
+        state = state_of((folder / "data").glob("*.parquet"))
+        configs["configs"] = [{"config_name": "default", "data_files": files, "description": state}]
     header = DatasetCardData(
         license=license or NO_LICENSE,
         task_categories=["image-feature-extraction"],
