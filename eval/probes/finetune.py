@@ -7,6 +7,7 @@ task's `predict` and `evaluate`, and the benchmark, work on a fine-tuned model a
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from voxelfm_hf.hub import load
 from voxelfm_hf.memory import peak_memory_bytes, reset_peak_memory
 from voxelfm_hf.modeling.configuration_voxelfm_probe import HEADS_OF_TASK, PATCH_HEADS
 from voxelfm_hf.modeling.modeling_voxelfm_probe import VoxelFMProbe
+from voxelfm_hf.progress import Counter, Progress, unwatched
 from voxelfm_hf.recipes import to_values
 from voxelfm_hf.store import FeatureStore
 from voxelfm_hf.training.finetune.features import backbone_features
@@ -95,6 +97,7 @@ class Tuner:
         probe_settings: ProbeSettings | None = None,
         folder: str | Path | None = None,
         on_epoch: Callable[[dict[str, Any]], None] | None = None,
+        progress: Progress = unwatched,
     ) -> Tuned:
         """Fits the frozen probe, and from there the backbone.
 
@@ -107,6 +110,7 @@ class Tuner:
             probe_settings: How the frozen probe is fitted.
             folder: Of checkpoints; a run found there goes on.
             on_epoch: Called with each epoch.
+            progress: Told how far it is.
 
         Raises:
             RecipeError: a head without weights, in another mode than frozen.
@@ -117,10 +121,11 @@ class Tuner:
         train = data.rows("train") if train is None else np.asarray(train)
         reset_peak_memory()
         uses_patches = head in PATCH_HEADS or data.features.cls is None
-        features, seconds = (data.features, 0.0) if uses_patches else self._frozen_features(data.ids)
+        features, seconds = (data.features, 0.0) if uses_patches else self._frozen_features(data.ids, progress)
         started = time.perf_counter()
         frozen = replace(data, features=features)
-        probe = module.fit(frozen, head=head, settings=probe_settings, train=train, seed=seed)
+        told = partial(progress, "frozen probe")
+        probe = module.fit(frozen, head=head, settings=probe_settings, train=train, seed=seed, on_epoch=told)
         parameters = sum(value.numel() for value in probe.head.parameters())
         cost = Cost(seconds + time.perf_counter() - started, peak_memory_bytes() / 2**20, parameters)
         if mode == "frozen":
@@ -130,6 +135,13 @@ class Tuner:
         settings = self.settings
         if probe_settings is not None:
             settings = replace(settings, balance=probe_settings.balance)
+
+        def note(entry: dict[str, Any]) -> None:
+            progress("training", entry["epoch"], settings.epochs)
+            if on_epoch:
+                on_epoch(entry)
+
+        progress("training", 0, settings.epochs)
         tuned = finetune(
             backbone,
             probe,
@@ -139,9 +151,10 @@ class Tuner:
             mode=mode,
             settings=settings,
             folder=folder,
-            on_epoch=on_epoch,
+            on_epoch=note,
         )
-        found = backbone_features(tuned.backbone, self.inputs, data.ids, patches=probe.config.uses_patches)
+        told, patches = partial(progress, "tuned features"), probe.config.uses_patches
+        found = backbone_features(tuned.backbone, self.inputs, data.ids, patches=patches, on_batch=told)
         # The probe is for these features alone: the hash of the base does not fit them.
         changed = replace(data, features=found, run={**data.run, "weight_hash": None})
         tuned.probe.config.fit = {**(probe.config.fit or {}), "fine_tuning": _facts(tuned, settings, probe)}
@@ -151,12 +164,13 @@ class Tuner:
         cost = Cost(tuned.seconds, tuned.peak_memory_mb, tuned.trainable_parameters)
         return Tuned(changed, tuned.probe, cost, tuned)
 
-    def _frozen_features(self, ids: Sequence[str]) -> tuple[ProbeFeatures, float]:
+    def _frozen_features(self, ids: Sequence[str], progress: Progress) -> tuple[ProbeFeatures, float]:
         key = tuple(ids)
         if key not in self._frozen:
             started = time.perf_counter()
             backbone: nn.Module = load(self.model, dtype=torch.float32)[0]
-            self._frozen[key] = backbone_features(backbone, self.inputs, ids), time.perf_counter() - started
+            found = backbone_features(backbone, self.inputs, ids, on_batch=partial(progress, "frozen features"))
+            self._frozen[key] = found, time.perf_counter() - started
         return self._frozen[key]
 
 
@@ -193,6 +207,7 @@ def finetune_and_save(
     options: EmbedOptions = EmbedOptions(),  # noqa: B008 (frozen)
     facts: ProbeFacts | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    progress: Progress = unwatched,
 ) -> TunedFiles | None:
     """From scans and labels to a fine-tuned model with its probe; run again after an interruption, it goes on.
 
@@ -210,6 +225,7 @@ def finetune_and_save(
         options: How scans are read and prepared.
         facts: What the card of the probe should say of data, licence and command.
         on_epoch: Called with each epoch.
+        progress: Told by the main process how far each part is.
 
     Returns:
         What was written; None on processes that only helped.
@@ -223,6 +239,8 @@ def finetune_and_save(
     if mode == "frozen":
         raise RecipeError("the mode frozen trains no backbone: use `voxelfm probe`")
     done = [name for name in (ADAPTER, MODEL, PROBE) if (out / name).exists()]
+    if PROBE in done and len(done) > 1:
+        raise VoxelFMError(f"{out} is finished: name a new --out, or delete it to train again")
     if done:
         raise VoxelFMError(f"{out / done[0]} exists already: name a new folder")
     if task not in HEADS_OF_TASK:
@@ -235,8 +253,15 @@ def finetune_and_save(
     make_trainable(network, mode, settings)  # refuses what the backbone does not have
     del network
     chosen = replace(options, patches=head in PATCH_HEADS, dtype="float32")
-    inputs, failures = prepare_inputs(tasks, model, out / "work" / "inputs", chosen)
-    failures = {**embed_scans(tasks, model, out / "work" / "store", chosen).failures, **failures}
+    if not process_state().is_main_process:
+        progress = unwatched
+    told = Counter(progress, "preparing")
+    inputs, failures = prepare_inputs(
+        tasks, model, out / "work" / "inputs", chosen, on_start=told.start, on_scan=told.step
+    )
+    told = Counter(progress, "embedding")
+    summary = embed_scans(tasks, model, out / "work" / "store", chosen, on_start=told.start, on_scan=told.step)
+    failures = {**summary.failures, **failures}
     if process_state().is_main_process:
         write_failures(out / "work", failures)
     if failures:
@@ -245,9 +270,11 @@ def finetune_and_save(
     data = module.read(FeatureStore(out / "work" / "store"), labels, **read)
     tuner = Tuner(model, inputs, settings)
     test = data.rows("test")
-    frozen = _reports(module, tuner.fit(data, mode="frozen", seed=seed), test)[0]
-    tuned = tuner.fit(data, mode=mode, seed=seed, folder=out / "work" / "fit", on_epoch=on_epoch)
+    frozen = _reports(module, tuner.fit(data, mode="frozen", seed=seed, progress=progress), test)[0]
+    tuned = tuner.fit(data, mode=mode, seed=seed, folder=out / "work" / "fit", on_epoch=on_epoch, progress=progress)
+    progress("scores", 0, 1)
     reports, predictions = _reports(module, tuned, test)
+    progress("scores", 1, 1)
     if tuned.finetuned is None or not process_state().is_main_process:
         return None
     set_up_processor(processor, data.run.get("processor"))

@@ -1,6 +1,8 @@
 import csv
 import json
 import re
+import sys
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -117,10 +119,17 @@ def test_command_leaves_adapters_and_a_probe_that_answer_from_a_file(made, tmp_p
     words += ["--task", "classification", "--target", "stripes", "--model", str(small.model), "--mode", "lora"]
     words += ["--out", str(tmp_path / "out"), "--set", "epochs=2", "--set", "lora.rank=2", "--set", "batch_size=10"]
     words += ["--license", "mit", "--dataset", "user/stripes", "--about", "Stripes along z or y."]
+    told = record_parts(monkeypatch)
     monkeypatch.setattr("sys.argv", ["voxelfm", *words])
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
-    assert "stripes  auroc  frozen" in result.output and "parameters trained" in result.output
+    assert "stripes  auroc  frozen" in result.output and re.search(
+        r"parameters trained, \d+ s of training", result.output
+    )
+    scans = [(0, SCANS), (SCANS, SCANS)]
+    assert [told[part] for part in ("preparing", "embedding", "frozen features", "tuned features")] == [scans] * 4
+    assert [told[part] for part in ("training", "scores")] == [[(0, 2), (2, 2)], [(0, 1), (1, 1)]]
+    assert list(told)[3] == "frozen probe" and len(told) == 7
     assert re.search(r"epoch 0: validation loss 0\.\d+\n", result.output)
     assert re.search(r"epoch 2: training loss 0\.\d+, validation loss 0\.\d+\n", result.output)
     facts = json.loads((tmp_path / "out" / "adapter" / "finetuning.json").read_text())
@@ -140,7 +149,19 @@ def test_command_leaves_adapters_and_a_probe_that_answer_from_a_file(made, tmp_p
         answer = reader.answer(read_volume(small.scans[index]))
         assert answer.values["stripes"] == pytest.approx(expected[f"s{index}"], abs=2e-3)
     again = CliRunner().invoke(app, words)
-    assert again.exit_code != 0 and "exists already" in str(again.exception)
+    assert again.exit_code != 0 and "out is finished: name a new --out, or delete it" in str(again.exception)
+
+
+def record_parts(monkeypatch):
+    """First and last place (done, total) of each part that the command tells its bar of."""
+    told = {}
+
+    @contextmanager
+    def bar(unit):
+        yield lambda part, *place: told.setdefault(part, [place, place]).__setitem__(1, place)
+
+    monkeypatch.setattr(sys.modules["voxelfm_hf.cli.finetune"], "bar_of_parts", bar)
+    return told
 
 
 def check_tuned_card(card, tuning, facts):
@@ -242,7 +263,9 @@ def test_what_cannot_be_trained_is_refused_before_any_scan_is_read(made, tmp_pat
     from voxelfm_hf.cli import app
 
     small, _ = made
-    monkeypatch.setattr("voxelfm_hf.eval.probes.finetune.prepare_inputs", lambda *_: pytest.fail("scans were read"))
+    monkeypatch.setattr(
+        "voxelfm_hf.eval.probes.finetune.prepare_inputs", lambda *_, **__: pytest.fail("scans were read")
+    )
     given = ["finetune", str(small.folder / "labels.csv"), "--labels", str(small.folder / "labels.csv")]
     given += ["--task", "classification", "--target", "stripes", "--model", str(small.model)]
     given += ["--out", str(tmp_path / "out"), *words.split()]

@@ -160,7 +160,9 @@ def test_options_that_a_task_does_not_take_are_refused(folder, words, sentence):
     ],
 )
 def test_what_a_task_cannot_read_is_said_before_anything_is_fitted_or_embedded(folder, monkeypatch, words, sentence):
-    monkeypatch.setattr("voxelfm_hf.eval.probes.finetune.prepare_inputs", lambda *_: pytest.fail("scans were read"))
+    monkeypatch.setattr(
+        "voxelfm_hf.eval.probes.finetune.prepare_inputs", lambda *_, **__: pytest.fail("scans were read")
+    )
     (folder / "list.csv").write_text("id,path\n" + "".join(f"s{i},s0.nii\n" for i in range(60)))
     scans = ["finetune", folder / "list.csv", "--labels", folder / "labels.csv", "--out", folder / "out"]
     tuned = CliRunner().invoke(app, [str(word) for word in (*scans, *words.split())])

@@ -1,6 +1,6 @@
 """Features of prepared inputs through a backbone, fine-tuned or not, as probes and tasks take them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -17,7 +17,13 @@ GRIDS_IN_MEMORY = 64
 
 @torch.no_grad()
 def backbone_features(
-    backbone: Any, inputs: InputCache, ids: Sequence[str], *, patches: bool = False, batch_size: int = 8
+    backbone: Any,
+    inputs: InputCache,
+    ids: Sequence[str],
+    *,
+    patches: bool = False,
+    batch_size: int = 8,
+    on_batch: Callable[[int, int], None] = lambda done, total: None,
 ) -> ProbeFeatures:
     """Features of prepared inputs in fp32; a collective call under `accelerate launch`.
 
@@ -27,6 +33,7 @@ def backbone_features(
         ids: The id of each row.
         patches: Give patch grids, each computed when it is asked for, in place of CLS vectors.
         batch_size: Inputs a forward.
+        on_batch: Called with the inputs done and those of this process, first with 0 done; not for patch grids.
     """
     state = process_state()
     backbone = backbone.to(state.device).eval()
@@ -43,12 +50,15 @@ def backbone_features(
 
         return ProbeFeatures(patches=grid)
     own = list(range(state.process_index, len(ids), state.num_processes))
-    parts = [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
-    found = [encode(backbone, [read(row) for row in part], patches=False) for part in parts]
+    found: list[torch.Tensor] = []
+    on_batch(0, len(own))
+    for start in range(0, len(own), batch_size):
+        found += encode(backbone, [read(row) for row in own[start : start + batch_size]], patches=False)
+        on_batch(len(found), len(own))
     width = backbone.config.hidden_size
     cls = torch.zeros((len(ids), width), device=state.device)
     if own:
-        cls[own] = torch.stack([vector.float() for part in found for vector in part])
+        cls[own] = torch.stack([vector.float() for vector in found])
     if state.num_processes > 1:
         torch.distributed.all_reduce(cls)
     return ProbeFeatures(cls=cls.cpu())

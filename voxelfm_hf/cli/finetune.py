@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from voxelfm_hf.cli.app import app, console, errors, plain, quiet_libraries
+from voxelfm_hf.cli.app import app, bar_of_parts, console, errors, plain, quiet_libraries
 from voxelfm_hf.cli.options import IdColumn, ModelOption, scan_options, scan_tasks, size_options
 from voxelfm_hf.cli.shared_options import with_options
 from voxelfm_hf.cli.task import Seed, card_facts, estimate_text, reading_options, task_option
@@ -70,20 +70,22 @@ def finetune(
         said = ", ".join(f"{name} loss {loss:.4f}" for name, loss in losses.items() if loss is not None)
         errors.print(f"epoch {entry['epoch']}: {said}")
 
-    finished = finetune_and_save(
-        tasks,
-        read_labels(labels, id_column=id_column, patient_column=read.get("patient_column")),
-        out,
-        model=model,
-        task=task,
-        read=read,
-        mode=mode,
-        seed=seed,
-        settings=change_settings(change or []),
-        options=EmbedOptions(**sizes, **opening),
-        facts=facts,
-        on_epoch=show,
-    )
+    with bar_of_parts("steps/s") as progress:
+        finished = finetune_and_save(
+            tasks,
+            read_labels(labels, id_column=id_column, patient_column=read.get("patient_column")),
+            out,
+            model=model,
+            task=task,
+            read=read,
+            mode=mode,
+            seed=seed,
+            settings=change_settings(change or []),
+            options=EmbedOptions(**sizes, **opening),
+            facts=facts,
+            on_epoch=show,
+            progress=progress,
+        )
     if finished is None:
         return
     for name, report in finished.reports.items():
@@ -92,7 +94,8 @@ def finetune(
             console.print(f"{plain(name)}  {metric}  frozen {estimate_text(before)}  {mode} {estimate_text(estimate)}")
     cost = finished.cost
     console.print(
-        f"{cost.trainable_parameters:,} parameters trained, {cost.seconds:.0f} s, {cost.peak_memory_mb:.0f} MB at most"
+        f"{cost.trainable_parameters:,} parameters trained, {cost.seconds:.0f} s of training, "
+        f"{cost.peak_memory_mb:.0f} MB at most"
     )
     config = VoxelFMProbeConfig.from_pretrained(finished.probe)
     console.print(plain(predict_command(config, finished.probe, model=finished.backbone)), soft_wrap=True)
