@@ -110,19 +110,45 @@ def save_classifier(probe: str | Path, out: str | Path, *, model: str | Path | N
         for path in (*source.glob("*.png"), *source.glob("LICENSE")):
             shutil.copyfile(path, folder / path.name)
         if (source / "README.md").is_file():
-            card = whole_card((source / "README.md").read_text(encoding="utf-8"))
+            card = whole_card((source / "README.md").read_text(encoding="utf-8"), composed.probe.config)
             (folder / "README.md").write_text(card, encoding="utf-8")
     return Path(out)
 
 
-def whole_card(card: str) -> str:
-    """The card of a probe for the model that holds its backbone too: how it is called differs."""
+def whole_card(card: str, config: VoxelFMProbeConfig) -> str:
+    """The card of a probe for the model that holds its backbone too: how it is called and what it returns differ.
+
+    Args:
+        card: Of the probe.
+        config: Of the probe.
+    """
     card = re.sub(rf"(voxelfm predict SCAN --probe {PLACEHOLDER}) --model \S+", r"\1", card)
+    call = 'answers = classify("chest.nii.gz")'
+    if (config.processor or {}).get("region_size"):
+        call = (
+            "# Centre x, y, z and edge of the cube to look at, LPS mm.\n"
+            'answers = classify("chest.nii.gz", region=(12.0, -40.0, 310.0, 24.0))'
+        )
     code = (
         f"In Python, backbone and head in one:\n\n```python\nimport voxelfm_hf\nfrom transformers import pipeline\n\n"
-        f'pipeline("ct-classification", model="{PLACEHOLDER}")("chest.nii.gz")\n```\n'
+        f'classify = pipeline("ct-classification", model="{PLACEHOLDER}")\n{call}\n```\n'
     )
-    return re.sub(r"From features of the same backbone:\n+```python\n.*?\n```\n", lambda _: code, card, flags=re.S)
+    card = re.sub(r"From features of the same backbone:\n+```python\n.*?\n```\n", lambda _: code, card, flags=re.S)
+    said = f"`answers` has a dictionary a label: {_answer_keys(config)}. The backbone is"
+    return re.sub(r"`answer\.predictions` holds .*?\. The backbone is", lambda _: said, card, count=1, flags=re.S)
+
+
+def _answer_keys(config: VoxelFMProbeConfig) -> str:
+    """What the pipeline says of a label, in words."""
+    kind = config.family.value_name
+    if kind == "log_risk":
+        return "`label`, the event, and `log_risk`, the higher the sooner"
+    if kind == "value":
+        known = ", its `unit`" if config.target_unit else ""
+        limits = "; `low` and `high` are the prediction interval" if config.interval_half_width else ""
+        return f"`label`, the target, and `value`{known}{limits}"
+    threshold = "" if config.is_single_label else ", and `positive`, whether that reaches the label's threshold"
+    return f"`label` and `score`, the calibrated probability{threshold}; the likeliest first"
 
 
 def is_classifier(folder: Path) -> bool:

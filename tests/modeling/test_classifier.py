@@ -3,8 +3,10 @@
 import builtins
 import json
 import os
+import re
 import subprocess
 import sys
+from importlib import resources
 
 import nibabel as nib
 import numpy as np
@@ -13,7 +15,14 @@ import torch
 from transformers import AutoModel, AutoModelForImageClassification, pipeline
 
 from tests.two_processes import in_two_processes
-from voxelfm_hf import VoxelFMConfig, VoxelFMImageProcessor, VoxelFMModel, load_classifier, read_volume
+from voxelfm_hf import (
+    VoxelFMConfig,
+    VoxelFMImageProcessor,
+    VoxelFMModel,
+    load_classifier,
+    read_volume,
+    save_classifier,
+)
 from voxelfm_hf.hub import weight_hash
 from voxelfm_hf.modeling.configuration_voxelfm_probe import VoxelFMProbeConfig
 from voxelfm_hf.modeling.modeling_voxelfm_classifier import VoxelFMForImageClassification
@@ -89,6 +98,33 @@ def test_the_whole_folder_is_also_its_backbone(backbone, tmp_path):
     pixel_values = torch.randn(1, 1, 8, 8, 8)
     expected = VoxelFMModel.from_pretrained(backbone)(pixel_values).pooler_output
     torch.testing.assert_close(AutoModel.from_pretrained(tmp_path / "whole")(pixel_values).pooler_output, expected)
+
+
+@pytest.mark.parametrize("region_size", [None, 8], ids=["scans", "regions"])
+@pytest.mark.parametrize("kind", ["findings", "classes", "numbers", "survival"])
+def test_the_code_of_the_card_runs_and_its_text_speaks_of_that_code(kind, region_size, backbone, tmp_path):
+    probe = make_probe(tmp_path / "probe", backbone, **PROBES[kind])
+    probe.config.processor = {"max_patches": 30, "region_size": region_size}
+    probe.save_pretrained(tmp_path / "probe")
+    template = (resources.files("voxelfm_hf.model_cards") / "probe.md").read_text(encoding="utf-8")
+    (tmp_path / "probe" / "README.md").write_text(template.replace("{{ answer }}", "`probe.config.id2label`, a. B"))
+    card = (save_classifier(tmp_path / "probe", tmp_path / "whole") / "README.md").read_text()
+    assert "answer.predictions" not in card and "probe.config" not in card and "The backbone is `{{ base }}`" in card
+
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    affine[:3, 3] = (-44, 8, 278)
+    hu = np.random.default_rng(0).integers(-700, 1000, (32, 32, 32)).astype(np.int16)
+    nib.save(nib.Nifti1Image(hu, affine), tmp_path / "chest.nii.gz")
+    code = card.split("```python\n")[1].split("```")[0]
+    assert ("region=" in code) == (region_size is not None)
+    code = code.replace("THIS_FOLDER_OR_REPOSITORY", str(tmp_path / "whole"))
+    code = code.replace("chest.nii.gz", str(tmp_path / "chest.nii.gz"))
+    variables: dict = {}
+    exec(code, variables)
+    # Every name that the text puts in quotation marks is in the answers, and the other way round.
+    text = card.split("```python\n")[1].split("```")[1].split("The backbone is")[0]
+    named = set(re.findall("`([a-z_]+)`", text)) - {"answers"}
+    assert named - {"unit"} == set(variables["answers"][0]) and "answers" in text
 
 
 def test_what_does_not_belong_together_is_refused(backbone, tmp_path):
