@@ -56,6 +56,15 @@ def test_rate_and_time_left_are_those_of_the_part_under_way(terminal):
     line = terminal.last_line()
     assert "fast: features" in line and "slow" not in line
     assert "100/600" in line and "50 steps/s" in line and "0:00:10" in line
+    assert "0/1 " not in terminal.file.getvalue()
+
+
+def test_a_fast_rate_is_a_plain_number(terminal):
+    with bar_of_parts("steps/s") as progress:
+        progress("frozen probe", 0, 400)
+        terminal.seconds = 0.2
+        progress("frozen probe", 50, 400)
+    assert "250 steps/s" in terminal.last_line()
 
 
 def test_nothing_is_shown_before_the_first_part_or_without_a_terminal(terminal, monkeypatch):

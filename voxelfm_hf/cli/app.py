@@ -64,7 +64,8 @@ def advance(progress, unit: str, *, done: int | None = None, total: int | None =
     task = progress.tasks[0]
     completed = task.completed + 1 if done is None else done
     rate = completed / max(task.elapsed or 0, 1e-9)
-    progress.update(task.id, completed=completed, total=total or task.total, rate=f"{rate:.2g} {unit}")
+    said = f"{rate:.2g}" if rate < 100 else f"{rate:.0f}"
+    progress.update(task.id, completed=completed, total=total or task.total, rate=f"{said} {unit}")
 
 
 @contextmanager
@@ -74,12 +75,12 @@ def bar_of_parts(unit: str) -> Iterator[Progress]:
     task = bar.tasks[0]
 
     def progress(part: str, done: int, total: int) -> None:
-        bar.start()
         if done == 0:
             bar.reset(task.id, total=total, description=plain(part), rate="")
-            return
-        bar.update(task.id, description=plain(part))
-        advance(bar, unit, done=done, total=total)
+        else:
+            bar.update(task.id, description=plain(part))
+            advance(bar, unit, done=done, total=total)
+        bar.start()
 
     try:
         yield progress
