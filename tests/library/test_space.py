@@ -430,6 +430,6 @@ def test_a_store_of_regions_is_no_store_of_whole_scans_and_one_of_whole_scans_se
     options = EmbedOptions(dtype="float32", max_patches=77)
     embed_scans([Task(scan, (Region("a#0", centre, 20.0),))], "tiny", tmp_path / "regions", options)
     embed_scans([Task(scan)], "tiny", tmp_path / "whole", options)
-    with pytest.raises(VoxelFMError, match="regions or tiles"):
+    with pytest.raises(VoxelFMError, match="regions or tiles.*embed them without --regions and --tile$"):
         Page("tiny", store=tmp_path / "regions")
     assert Page("tiny", store=tmp_path / "whole").processor.max_patches == 77

@@ -58,7 +58,8 @@ class Page:
                 )
             if any(set_up_processor(self.processor, opened.run.get("processor"))):
                 raise VoxelFMError(
-                    f"{store} holds features of regions or tiles: the page compares whole scans, embed them without"
+                    f"{store} holds features of regions or tiles: the page compares whole scans, embed them without "
+                    "--regions and --tile"
                 )
             self.index = ScanIndex.of_store(opened)
         if probe is not None:
