@@ -276,6 +276,21 @@ def test_usual_id_columns_are_recognised_before_a_name(tmp_path, column, text, c
 
 
 @pytest.mark.parametrize(
+    ("content", "ids"),
+    [
+        ("study,report\nCT1,Emphysema.\n,Normal.\nCT3,Normal.\n", ["CT1", "2", "CT3"]),
+        ("Study;report\nchest;Emphysema.\nchest;Normal.\n", ["1", "2"]),
+        ("study,accession,report\nCT1,A1,Normal.\n", ["A1"]),
+    ],
+    ids=["of one report each", "a kind of study", "beside a surer name"],
+)
+def test_a_column_study_is_taken_where_it_tells_the_reports_apart(tmp_path, content, ids):
+    label_csv(write(tmp_path / "r.csv", content), tmp_path / "out.csv")
+    rows = list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines()))
+    assert [row["id"] for row in rows] == ids
+
+
+@pytest.mark.parametrize(
     ("content", "columns", "message"),
     [
         ("", None, "no rows"),

@@ -152,7 +152,13 @@ def test_label(tmp_path):
     assert "row numbers" not in done.stderr
     reports.write_text("site,text\nx,Emphysema.\ny,Normal chest.\n")
     done = voxelfm("label", reports, "--out", tmp_path / "numbered.csv")
-    assert done.returncode == 0 and "note: ids are row numbers" in done.stderr and "--id-column" in done.stderr
+    assert "note: no report has an id in a column of a usual name, so row numbers are the ids" in done.stderr
+    assert done.returncode == 0 and "--id-column" in done.stderr
+    reports.write_text("study,text\nx,Emphysema.\n,Normal chest.\n")
+    for words in ((), ("--id-column", "study")):
+        done = voxelfm("label", reports, *words, "--out", tmp_path / "numbered.csv")
+        assert done.returncode == 0 and "1 of 2 reports have no id in" in done.stderr
+        assert ("column study" in done.stderr) == bool(words)
     assert voxelfm("label", reports, "--column", "nowhere", "--out", tmp_path / "x.csv").returncode == 2
 
 

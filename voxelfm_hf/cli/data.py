@@ -141,9 +141,14 @@ def label(
     summary = label_csv(reports, out, columns=column, id_column=id_column)
     console.print(f"{summary.reports} reports ({summary.empty} empty): {plain(out)}")
     if summary.numbered:
-        which = "ids" if summary.numbered == summary.reports else f"{summary.numbered} of {summary.reports} ids"
-        why = f"no value in {plain(id_column)}" if id_column else "no value in a column known to name scans"
-        errors.print(f"note: {which} are row numbers, for {why}; name the column with --id-column", soft_wrap=True)
+        every = summary.numbered == summary.reports
+        which = "no report has an" if every else f"{summary.numbered} of {summary.reports} reports have no"
+        where = f"column {plain(id_column)}" if id_column else "a column of a usual name"
+        errors.print(
+            f"note: {which} id in {where}, so row numbers are the{' ids' if every else 'ir ids'}; "
+            "--id-column names the column with the ids",
+            soft_wrap=True,
+        )
     for finding, count in summary.positives.items():
         console.print(f"  {count:6d}  {finding}")
 

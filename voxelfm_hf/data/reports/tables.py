@@ -91,6 +91,8 @@ _IDS = (
     "study_instance_uid",
     "study_uid",
 )
+# Some tables name the study by it, others say what was examined: taken where no other column is and it has no repeats.
+_UNSURE_ID = "study"
 CT_RATE = Layout(("findings_en",), ("impressions_en", "impression_en"), ("volume_name", *_IDS))
 MERLIN = Layout(("findings",), ("impression", "impressions"), ("study_id", "volume_name", *_IDS))
 PLAIN = Layout(("report_text", "report", "text"), (), (*_IDS, "name", "path"))
@@ -143,12 +145,12 @@ def _choose_columns(
             raise LabelError(f"{path.name} has no column {name!r}: it has {_listed(header)}; name one of these")
     if columns:
         findings: tuple[str, ...] = (columns,) if isinstance(columns, str) else tuple(columns)
-        return _Chosen(findings, None, id_column or _id_of(PLAIN, header))
+        return _Chosen(findings, None, id_column or _id_of(PLAIN, header, path))
     for layout in LAYOUTS:
         text = _first_of(layout.findings, by_name)
         if text is not None:
             impression = _first_of(layout.impression, by_name)
-            return _Chosen((text,), impression, id_column or _id_of(layout, header))
+            return _Chosen((text,), impression, id_column or _id_of(layout, header, path))
     raise LabelError(
         f"{path.name} has no column known to hold reports (Findings_EN, Findings, report_text, report, text): "
         f"it has {_listed(header)}; name the column with the text"
@@ -159,9 +161,14 @@ def _first_of(names: Sequence[str], by_name: dict[str, str]) -> str | None:
     return next((by_name[name] for name in names if name in by_name), None)
 
 
-def _id_of(layout: Layout, header: list[str]) -> str | None:
+def _id_of(layout: Layout, header: list[str], path: Path) -> str | None:
     """The column of ids: the likeliest that is there, in whatever spelling."""
-    return next((found for name in layout.id if (found := usual_column(header, (name,))) is not None), None)
+    found = next((found for name in layout.id if (found := usual_column(header, (name,))) is not None), None)
+    unsure = usual_column(header, (_UNSURE_ID,))
+    if found is not None or unsure is None:
+        return found
+    given = [name for row in read_rows(path) if (name := row[unsure].strip())]
+    return unsure if len(set(given)) == len(given) else None
 
 
 def _listed(header: list[str]) -> str:
