@@ -71,46 +71,50 @@ def probe_card(
         eval_results: For the header's `model-index`.
         **values: What model_cards/probe.md asks for.
     """
-    from huggingface_hub import ModelCardData
-
-    header = ModelCardData(
-        license=license or NO_LICENSE,
-        library_name="transformers",
-        pipeline_tag=PIPELINE_TAGS.get(task),
-        tags=[*TAGS, "voxelfm", "voxelfm-probe", task],
+    return _card_of_scores(
+        "probe",
+        {"library_name": "transformers", "pipeline_tag": PIPELINE_TAGS.get(task), "tags": ["voxelfm-probe", task]},
+        optional=("calibration", "pictures"),
+        license=license,
         base_model=base_model,
-        datasets=[dataset_id] if dataset_id else None,
-        **_index(values.get("name"), eval_results),
+        dataset_id=dataset_id,
+        eval_results=eval_results,
+        **values,
     )
-    sections = ("calibration", "pictures", "subgroups", "undefined", "data_citation", "notes")
-    return render_card("probe", header, {"license": license or "", **values}, optional=("license", *sections))
 
 
-def retrieval_card(
+def retrieval_card(**values: Any) -> str:
+    """The card of the scores of a retrieval, which holds no weights; arguments as in `probe_card`, but no task.
+
+    Args:
+        **values: License, base model, data, results for the header, and what model_cards/retrieval.md asks for.
+    """
+    return _card_of_scores("retrieval", {"tags": ["retrieval"]}, optional=("alike",), **values)
+
+
+def _card_of_scores(
+    template: str,
+    header: dict[str, Any],
     *,
+    optional: Sequence[str],
     license: str | None = None,
     base_model: str | None = None,
     dataset_id: str | None = None,
     eval_results: Sequence["EvalResult"] = (),
     **values: Any,
 ) -> str:
-    """The card of the scores of a retrieval, which holds no weights.
-
-    Args:
-        license, base_model, dataset_id, eval_results: As in `probe_card`.
-        **values: What model_cards/retrieval.md asks for.
-    """
     from huggingface_hub import ModelCardData
 
-    header = ModelCardData(
+    header["tags"] = [*TAGS, "voxelfm", *header["tags"]]
+    data = ModelCardData(
         license=license or NO_LICENSE,
-        tags=[*TAGS, "voxelfm", "retrieval"],
         base_model=base_model,
         datasets=[dataset_id] if dataset_id else None,
+        **header,
         **_index(values.get("name"), eval_results),
     )
-    sections = ("license", "alike", "subgroups", "undefined", "data_citation", "notes")
-    return render_card("retrieval", header, {"license": license or "", **values}, optional=sections)
+    sections = ("license", "subgroups", "undefined", "data_citation", "notes", *optional)
+    return render_card(template, data, {"license": license or "", **values}, optional=sections)
 
 
 def tuned_backbone_card(
