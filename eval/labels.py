@@ -17,7 +17,7 @@ import pyarrow.parquet
 from voxelfm_hf.column_names import PATIENT_COLUMNS, usual_column
 from voxelfm_hf.csv_rows import delimiter_of
 from voxelfm_hf.volumes.errors import LabelError
-from voxelfm_hf.volumes.formats import ENDINGS
+from voxelfm_hf.volumes.find import format_ending
 
 ID_COLUMNS = ("id", "file", "path", "scan", "source", "image")
 STUDY_COLUMNS = ("study_id", "study", "study_uid", "study_instance_uid", "accession", "accession_number")
@@ -168,8 +168,7 @@ def _is_end(first: str, second: str) -> bool:
 
 
 def _without_ending(identifier: str) -> str:
-    ending = next((ending for ending in ENDINGS if identifier.lower().endswith(ending)), "")
-    return identifier[: len(identifier) - len(ending)]
+    return identifier[: len(identifier) - len(format_ending(identifier))]
 
 
 def binary_target(labels: LabelTable, column: str) -> np.ndarray:
